@@ -1,0 +1,1 @@
+"""Towers that turn frames and sentences into tokens and embeddings."""

@@ -1,0 +1,140 @@
+"""Sentences to token ids, by the tokenizers that transformers brings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+import torch
+from jaxtyping import Bool, Int
+from tokenizers import models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+
+# Ids 0 to 4 of every vocabulary built here, in this order.
+PAD, UNKNOWN, MASK, START, END = "<|pad|>", "<|unk|>", "<|mask|>", "<|start|>", "<|end|>"
+_SPECIAL_TOKENS = (PAD, UNKNOWN, MASK, START, END)
+
+
+class Tokenizer:
+    """Token ids of a batch of sentences, each from its start token to its end token.
+
+    Lower-casing, splitting and the special tokens are the backend's, as its tokenizer.json says.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, *, context_length: int, eos_token_id: int, pad_token_id: int
+    ) -> None:
+        if context_length < 2:
+            raise ValueError(f"context_length ({context_length}) must be at least 2, for start and end")
+        vocab_size = backend.get_vocab_size()
+        for name, value in (("eos_token_id", eos_token_id), ("pad_token_id", pad_token_id)):
+            if not 0 <= value < vocab_size:
+                raise ValueError(f"{name} ({value}) must be in [0, {vocab_size}), inside the vocabulary")
+        # What the file says of padding and truncation is the caller's to decide.
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self.context_length = context_length
+        self.eos_token_id = eos_token_id
+        self.pad_token_id = pad_token_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, special ones included."""
+        return self._backend.get_vocab_size()
+
+    def __call__(
+        self, texts: Sequence[str]
+    ) -> tuple[Int[Tensor, "batch words"], Bool[Tensor, "batch words"]]:
+        """int64 ids and the mask that is True on them, padded on the right to the longest sentence.
+
+        A sentence longer than `context_length` loses its last words and keeps its end token. An empty one is
+        start and end alone.
+        """
+        if isinstance(texts, str):
+            raise TypeError(f"texts must be a sequence of sentences, got one str; pass [{texts!r}]")
+        if not texts:
+            raise ValueError("texts is empty; pass at least one sentence")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"texts[{i}] must be a str, got {type(text).__name__}")
+        rows = [self._cut(encoding.ids) for encoding in self._backend.encode_batch(list(texts))]
+        longest = max(len(row) for row in rows)
+        input_ids = torch.tensor([row + [self.pad_token_id] * (longest - len(row)) for row in rows])
+        num_words = torch.tensor([len(row) for row in rows])
+        return input_ids, torch.arange(longest) < num_words[:, None]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json, from which `load_tokenizer` makes the same tokenizer."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._backend.save(str(Path(folder) / "tokenizer.json"))
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        if not ids or ids[-1] != self.eos_token_id:
+            last = ids[-1] if ids else None
+            raise ValueError(
+                f"the tokenizer ends a sentence with token {last}, not with eos_token_id "
+                f"({self.eos_token_id}); is it the model's own?"
+            )
+        return (
+            ids if len(ids) <= self.context_length else [*ids[: self.context_length - 1], self.eos_token_id]
+        )
+
+
+def load_tokenizer(folder: str | Path, *, context_length: int, eos_token_id: int) -> Tokenizer:
+    """The tokenizer of a local folder: tokenizer.json, or CLIP's vocab.json with merges.txt.
+
+    Pads with `<|pad|>` where the vocabulary has it, and otherwise with the end token, as transformers does
+    for CLIP; a tower that reads at the first end token sees no difference.
+    """
+    folder = Path(folder)
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        # The library raises Exception itself, whatever is wrong with the file.
+        except Exception as error:
+            raise ValueError(f"{file}: not a tokenizer ({error})") from error
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        from transformers import CLIPTokenizer
+
+        backend = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+    else:
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer; looked for tokenizer.json, and vocab.json with merges.txt"
+        )
+    pad_token_id = backend.token_to_id(PAD)
+    return Tokenizer(
+        backend,
+        context_length=context_length,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id if pad_token_id is None else pad_token_id,
+    )
+
+
+def build_word_tokenizer(words: Sequence[str], *, context_length: int) -> Tokenizer:
+    """A lower-case word-level tokenizer: ids 0-4 are pad, unknown, mask, start and end, then `words`, sorted.
+
+    Text is split at white space, and every punctuation mark is a token of its own; a word that is not in
+    `words` becomes unknown. The order and repetition of `words` do not matter.
+    """
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="isolated")]
+    )
+    known = sorted({word.lower() for word in words})
+    for word in known:
+        pieces = [piece for piece, _ in split.pre_tokenize_str(word)]
+        if pieces != [word]:
+            raise ValueError(
+                f"words ({word!r}) must be one token each, but text is split into {pieces}; pass those"
+            )
+        if word in _SPECIAL_TOKENS:
+            raise ValueError(f"words ({word!r}) must not repeat a special token")
+    vocab = {token: i for i, token in enumerate((*_SPECIAL_TOKENS, *known))}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    backend.pre_tokenizer = split
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, vocab[START]), (END, vocab[END])]
+    )
+    backend.add_special_tokens(list(_SPECIAL_TOKENS))
+    return Tokenizer(backend, context_length=context_length, eos_token_id=vocab[END], pad_token_id=vocab[PAD])
