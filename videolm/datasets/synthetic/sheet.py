@@ -1,0 +1,44 @@
+"""A contact sheet: one row of pictures a video, its sentence above."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+_HEIGHT, _GAP, _TEXT = 96, 4, 18
+_PAPER, _INK = (250, 250, 248), (20, 20, 20)
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One video on a sheet."""
+
+    title: str
+    frames: UInt8[np.ndarray, "frames height width 3"]
+
+
+def contact_sheet(rows: Sequence[SheetRow]) -> Image.Image:
+    """All rows below each other, every frame scaled to the same height."""
+    strips = [_strip(row.frames) for row in rows]
+    width = max(max(strip.width for strip in strips) + 2 * _GAP, 640)
+    sheet = Image.new("RGB", (width, (_HEIGHT + _TEXT + _GAP) * len(rows) + _GAP), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    for index, (row, strip) in enumerate(zip(rows, strips, strict=True)):
+        top = _GAP + index * (_HEIGHT + _TEXT + _GAP)
+        draw.text((_GAP, top), row.title, fill=_INK, font=font)
+        sheet.paste(strip, (_GAP, top + _TEXT))
+    return sheet
+
+
+def _strip(frames: UInt8[np.ndarray, "frames height width 3"]) -> Image.Image:
+    pictures = [Image.fromarray(frame) for frame in frames]
+    pictures = [picture.resize((picture.width * _HEIGHT // picture.height, _HEIGHT)) for picture in pictures]
+    step = pictures[0].width + _GAP
+    strip = Image.new("RGB", (step * len(pictures) - _GAP, _HEIGHT), _PAPER)
+    for index, picture in enumerate(pictures):
+        strip.paste(picture, (index * step, 0))
+    return strip
