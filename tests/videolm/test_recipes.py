@@ -1,0 +1,41 @@
+"""A config file becomes a recipe; what is wrong in it is named."""
+
+from pathlib import Path
+
+import pytest
+
+from videolm.encoders.presets import build_video_clip
+from videolm.recipes import read_recipe
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MINI = CONFIGS / "retrieval" / "synthetic_mini.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_a_recipe_that_builds(path):
+    recipe = read_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.preprocessing.image_size == recipe.model.image_size
+    build_video_clip(recipe.model)
+
+
+def test_an_override_changes_one_value():
+    recipe = read_recipe(MINI, ["model.temporal=none", "training.lr=1e-5"])
+    assert recipe.model.temporal == "none"
+    # YAML reads 1e-5 as a word; the declared type decides
+    assert recipe.training.lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.lrr=1", "lrr"),
+        ("model.temporal=sometimes", "sometimes"),
+        ("training.num_steps=many", "many"),
+        ("training.lr=-1", "lr"),
+        ("sampler.kind=random", "random"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_its_file(override, message):
+    with pytest.raises(ValueError, match=f"synthetic_mini.yaml: .*{message}"):
+        read_recipe(MINI, [override])

@@ -1,0 +1,87 @@
+"""Which videos, captions and frames a training step sees: a pure function of seed and step.
+
+Nothing is remembered from step to step, so a run that goes on from a checkpoint sees exactly what it would have
+seen. Two things are easier before they are harder (a curriculum): short clips before long ones, and videos with
+few things before videos with many. Twins of one scene go into one batch, where each is the other's hard negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrainingVideo:
+    """One row of the training set."""
+
+    captions: tuple[str, ...]
+    difficulty: int = 1
+    """Videos above the curriculum's present level are not drawn yet."""
+    twin: int | None = None
+    """Row of the video that a batch should hold beside this one."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on."""
+
+    rows: Int[Tensor, " batch"]
+    captions: list[str]
+    num_frames: int
+    generator: torch.Generator
+    """For everything else that is random in this step."""
+
+
+def level_at(progress: float, schedule: Sequence[tuple[float, int]]) -> int:
+    """Value of the last entry (start, value) whose start, a share of the run, is at most `progress`."""
+    reached = [value for start, value in schedule if start <= progress]
+    if not reached:
+        raise ValueError(f"schedule ({list(schedule)}) must begin at 0.0")
+    return reached[-1]
+
+
+def draw_batch(
+    videos: Sequence[TrainingVideo],
+    step: int,
+    *,
+    seed: int,
+    batch_size: int,
+    num_steps: int,
+    twin_share: float,
+    frames_schedule: Sequence[tuple[float, int]],
+    difficulty_schedule: Sequence[tuple[float, int]],
+) -> Batch:
+    """The batch of a step: `twin_share` of it in twin pairs, the rest single videos, no video twice."""
+    # torch's CPU generator keeps 32 bits of its seed, so seed and step have to share them
+    generator = torch.Generator().manual_seed((1_000_003 * seed + step) % 2**32)
+    progress = step / num_steps
+    level = level_at(progress, difficulty_schedule)
+    allowed = [row for row, video in enumerate(videos) if video.difficulty <= level]
+    if len(allowed) < batch_size:
+        raise ValueError(
+            f"batch_size ({batch_size}) is above the {len(allowed)} videos of difficulty <= {level}"
+        )
+    order = [allowed[i] for i in torch.randperm(len(allowed), generator=generator).tolist()]
+    rows: dict[int, None] = {}
+    for row in order:
+        if len(rows) + 2 > batch_size * twin_share:
+            break
+        twin = videos[row].twin
+        if twin is not None:
+            rows |= {row: None, twin: None}
+    for row in order:
+        if len(rows) >= batch_size:
+            break
+        rows[row] = None
+    chosen = list(rows)[:batch_size]
+    captions = [videos[row].captions[_index(len(videos[row].captions), generator)] for row in chosen]
+    return Batch(torch.tensor(chosen), captions, level_at(progress, frames_schedule), generator)
+
+
+def _index(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (1,), generator=generator))

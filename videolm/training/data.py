@@ -1,0 +1,62 @@
+"""A folder in MSR-VTT's form as a training set: captions, twins and cached frames, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from videolm.datasets.msrvtt import read_captions, video_path
+from videolm.datasets.synthetic import TwinPair, read_twins
+from videolm.training.batches import TrainingVideo
+from videolm.training.frames import cache_frames
+from videolm.types import Failure
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """Row i of `frames` belongs to `videos[i]` and `ids[i]`."""
+
+    ids: list[str]
+    videos: list[TrainingVideo]
+    frames: UInt8[Tensor, "videos cached height width 3"]
+    twins: list[TwinPair]
+    failures: list[Failure]
+
+
+def read_training_set(
+    folder: str | Path,
+    *,
+    split: Literal["train", "val"],
+    cached_frames: int,
+    image_size: int,
+    on_video: Callable[[str], object] | None = None,
+) -> TrainingSet:
+    """Reads the captions of a split and its frames, which are decoded once into `folder/frames-SPLIT-...`.
+
+    The category of a video, in a rendered world the number of things, is its difficulty. Unreadable videos are
+    in `failures` and nowhere else.
+    """
+    folder = Path(folder)
+    captioned = {video.id: video for video in read_captions(folder, split=split)}
+    cache = cache_frames(
+        folder / f"frames-{split}-{cached_frames}x{image_size}",
+        [(video_id, video_path(folder, video_id)) for video_id in captioned],
+        num_frames=cached_frames,
+        image_size=image_size,
+        on_video=on_video,
+    )
+    row = {video_id: i for i, video_id in enumerate(cache.ids)}
+    twins = [t for t in read_twins(folder, split=split) if t.video_a in row and t.video_b in row]
+    other = {t.video_a: row[t.video_b] for t in twins} | {t.video_b: row[t.video_a] for t in twins}
+    videos = [
+        TrainingVideo(captioned[i].captions, difficulty=max(captioned[i].category, 1), twin=other.get(i))
+        for i in cache.ids
+    ]
+    frames = torch.from_numpy(cache.frames)[: len(cache.ids)]
+    return TrainingSet(cache.ids, videos, frames, twins, cache.failures)
