@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import videolm
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parameters(function: object) -> list[str]:
+    """Names in their order; those after "*" are given by name only."""
+    names: list[str] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in names:
+            names.append("*")
+        names.append(name)
+    return [name for name in names if name != "self"]
+
+
+_INDEX_OPTIONS = "num_frames batch_size workers decoder retry_failed overwrite show_progress_bar"
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (videolm.load, "name * device dtype revision allow_untrained"),
+        (videolm.open_index, "folder model"),
+        (videolm.list_models, ""),
+        (videolm.open_video, "path * decoder limits square_pixels"),
+        (
+            videolm.VideoLM.encode_videos,
+            "videos * num_frames batch_size convert_to_tensor show_progress_bar workers decoder on_error",
+        ),
+        (videolm.VideoLM.encode_texts, "texts * batch_size convert_to_tensor"),
+        (videolm.VideoLM.similarity, "texts videos"),
+        (videolm.VideoLM.index, f"folder out * {_INDEX_OPTIONS}"),
+        (videolm.VideoLM.extract, f"source out * {_INDEX_OPTIONS}"),
+        (videolm.VideoLM.save, "folder * dtype"),
+        (videolm.Index.search, "text * vector k"),
+        (videolm.Hit, "id path score start end"),
+        (videolm.Failure, "path stage error backend"),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", ""),
+)
+def test_public_signatures_are_as_documented(function: object, expected: str) -> None:
+    assert parameters(function) == expected.split()
+
+
+def test_the_package_gives_these_names_and_no_others() -> None:
+    assert sorted(videolm.__all__) == [
+        "Clip",
+        "Embeddings",
+        "Failure",
+        "Hit",
+        "Index",
+        "ModelInfo",
+        "VideoInfo",
+        "VideoLM",
+        "list_models",
+        "load",
+        "open_index",
+        "open_video",
+    ]
+    for name in videolm.__all__:
+        assert getattr(videolm, name).__name__ == name
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'lod'; it has .*load"):
+        videolm.lod  # noqa: B018
+
+
+def test_importing_the_package_imports_neither_torch_nor_a_decoder() -> None:
+    code = "import sys, videolm; sys.exit(', '.join({'torch', 'av', 'decord'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""

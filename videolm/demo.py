@@ -1,0 +1,65 @@
+"""The main job on a small world: render it, index it with the model that ships, ask it, show what was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from videolm.datasets.msrvtt import read_queries
+from videolm.datasets.synthetic import SheetRow, contact_sheet, read_twins, render_world
+from videolm.pipeline import load
+from videolm.types import Hit
+from videolm.video.readers import open_video
+from videolm.video.samplers import segment_middle
+
+_SEED = 2026
+"""Another world than the one that the model was trained on, and of that the split with unseen combinations."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A query of the demo with what was found for it."""
+
+    query: str
+    expected: str
+    """File that the sentence was written for."""
+    is_twin: bool
+    """Another video shows exactly the same frames in the other order."""
+    hits: list[Hit]
+
+    @property
+    def is_right(self) -> bool:
+        return self.hits[0].path.name == self.expected
+
+
+def run_demo(out: Path, *, num_videos: int = 48, num_twin_pairs: int = 3, num_others: int = 4) -> list[Found]:
+    """Leaves the world, its index and `found.png` below `out` and returns what was found."""
+    model = load()
+    world = out / "world"
+    with tqdm(total=num_videos, desc="render", unit="video", disable=None) as bar:
+        # an eighth of a world is its test split
+        render_world(
+            world, num_videos=8 * num_videos, seed=_SEED, split="test", on_video=lambda _: bar.update()
+        )
+    index = model.index(world / "videos", out / "world.index")
+    twins = read_twins(world, split="test")[:num_twin_pairs]
+    asked = [pair for t in twins for pair in ((t.sentence_a, t.video_a), (t.sentence_b, t.video_b))]
+    in_twins = {video_id for _, video_id in asked}
+    others = [query for query in read_queries(world) if query.video_id not in in_twins]
+    asked += [(query.sentence, query.video_id) for query in others[-num_others:]]
+    found = [
+        Found(sentence, f"{video_id}.mp4", video_id in in_twins, index.search(sentence, k=3))
+        for sentence, video_id in asked
+    ]
+    contact_sheet([_row(answer) for answer in found]).save(out / "found.png")
+    return found
+
+
+def _row(answer: Found) -> SheetRow:
+    hit = answer.hits[0]
+    with open_video(hit.path) as reader:
+        clip = reader.frames_at(segment_middle(reader.info, num_frames=8), size=96)
+    verdict = "right" if answer.is_right else f"expected {answer.expected}"
+    return SheetRow(f"{answer.query}   [{hit.id}, {hit.score:.2f}: {verdict}]", clip.frames.numpy())
