@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +17,8 @@ from videolm.datasets.msrvtt import Query
 from videolm.datasets.synthetic import render_world, world_words
 from videolm.encoders.presets import build_video_clip
 from videolm.encoders.video_clip import VideoCLIP
-from videolm.evaluation import retrieval_scores, twin_accuracy
-from videolm.pipeline import VideoLM
+from videolm.evaluation import evaluate, retrieval_scores, twin_accuracy
+from videolm.pipeline import VideoLM, load
 from videolm.recipes import Recipe, read_recipe
 from videolm.text.tokenizer import Tokenizer, build_word_tokenizer
 from videolm.training.data import TrainingSet, read_training_set
@@ -33,11 +35,23 @@ def main(
     """Train, or go on where a stopped run was. The model's folder is OUT/model."""
     recipe = read_recipe(config, override or ())
     folder = out or Path("runs") / recipe.name
-    make_world(recipe)
-    training, validation = decode(recipe, "train"), decode(recipe, "val")
     tokenizer = build_word_tokenizer(world_words(), context_length=recipe.model.context_length)
+    if tokenizer.vocab_size > recipe.model.vocab_size:
+        raise typer.BadParameter(
+            f"{config}: model.vocab_size ({recipe.model.vocab_size}) must be at least the {tokenizer.vocab_size} "
+            "tokens of the world"
+        )
+    claim(folder, recipe)
+    make_world(recipe)
+    training = decode(recipe, "train", num_frames=recipe.data.cached_frames)
+    # the very frames that the model looks at: of the denser ones no choice is the same for a video and its twin
+    validation = decode(recipe, "val", num_frames=recipe.sampler.num_frames or recipe.data.cached_frames)
     torch.manual_seed(recipe.training.seed)
     model = build_video_clip(recipe.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # the step that is under way is finished and saved
+        signal.signal(number, lambda caught, _: signals.append(caught))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{recipe.name}: {parameters:,} parameters, {len(training.ids):,} videos")
     train(
@@ -50,8 +64,17 @@ def main(
         out=folder,
         validate=validator(validation, recipe, tokenizer),
         tensorboard=tensorboard,
+        should_stop=lambda: bool(signals),
     )
+    if signals:
+        print(f"stopped; the same command goes on from {folder / 'checkpoint.pt'}")
+        raise typer.Exit(130)
+    # measured as it is stored, that is, with the weights rounded to float16
     assemble(model, tokenizer, recipe).save(folder / "model", dtype=torch.float16)
+    report = evaluate(load(folder / "model"), recipe.data.folder)
+    report.save(folder / "report")
+    assemble(model, tokenizer, recipe, scores=report.scores()).save(folder / "model", dtype=torch.float16)
+    print(report.markdown())
     print(f"the model is in {folder / 'model'}")
 
 
@@ -62,13 +85,22 @@ def make_world(recipe: Recipe) -> None:
         render_world(data.folder, num_videos=data.num_videos, seed=data.seed, on_video=lambda _: bar.update())
 
 
-def decode(recipe: Recipe, split: Literal["train", "val"]) -> TrainingSet:
+def claim(folder: Path, recipe: Recipe) -> None:
+    """Keep runs apart: a folder holds one recipe, and goes on with no other."""
+    path, text = folder / "recipe.json", json.dumps(asdict(recipe), indent=2)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise typer.BadParameter(f"{folder} holds a run of another recipe (see {path}); choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def decode(recipe: Recipe, split: Literal["train", "val"], *, num_frames: int) -> TrainingSet:
     """A split with its frames, decoded on the first run; says what could not be read."""
     with tqdm(desc=f"decode {split}", unit="video", disable=None) as bar:
         training_set = read_training_set(
             recipe.data.folder,
             split=split,
-            cached_frames=recipe.data.cached_frames,
+            cached_frames=num_frames,
             image_size=recipe.preprocessing.image_size,
             on_video=lambda _: bar.update(),
         )
@@ -77,7 +109,9 @@ def decode(recipe: Recipe, split: Literal["train", "val"]) -> TrainingSet:
     return training_set
 
 
-def assemble(model: VideoCLIP, tokenizer: Tokenizer, recipe: Recipe) -> VideoLM:
+def assemble(
+    model: VideoCLIP, tokenizer: Tokenizer, recipe: Recipe, *, scores: dict[str, float] | None = None
+) -> VideoLM:
     """The network with all that makes files and sentences its inputs."""
     return VideoLM(
         model,
@@ -89,6 +123,7 @@ def assemble(model: VideoCLIP, tokenizer: Tokenizer, recipe: Recipe) -> VideoLM:
         trained=True,
         licence=recipe.licence,
         recipe=asdict(recipe),
+        scores=scores,
         device=model.logit_scale.device,
     )
 
@@ -97,11 +132,9 @@ def validator(
     data: TrainingSet, recipe: Recipe, tokenizer: Tokenizer
 ) -> Callable[[VideoCLIP], dict[str, float]]:
     """Recall and twin accuracy on the cached frames of a split, of every video's first caption."""
-    num_cached = data.frames.shape[1]
-    num_frames = recipe.sampler.num_frames or num_cached
-    picked = torch.arange(num_frames) * num_cached // num_frames
+    num_frames = data.frames.shape[1]
     clips = [
-        Clip(frames[picked], picked.double(), float(num_cached), video_id)
+        Clip(frames, torch.arange(num_frames).double(), float(num_frames), video_id)
         for video_id, frames in zip(data.ids, data.frames, strict=True)
     ]
     queries = [Query(video.captions[0], i) for video, i in zip(data.videos, data.ids, strict=True)]

@@ -321,7 +321,8 @@ def evaluate(
         if format is Format.json:
             _print_json(report.as_json())
         else:
-            print(report.markdown())
+            for line in report.markdown().splitlines():
+                print(printable(line))
         if report.failures and not allow_failures:
             raise typer.Exit(3)
 

@@ -44,13 +44,17 @@ def run_demo(out: Path, *, num_videos: int = 48, num_twin_pairs: int = 3, num_ot
             world, num_videos=8 * num_videos, seed=_SEED, split="test", on_video=lambda _: bar.update()
         )
     index = model.index(world / "videos", out / "world.index")
-    twins = read_twins(world, split="test")[:num_twin_pairs]
-    asked = [pair for t in twins for pair in ((t.sentence_a, t.video_a), (t.sentence_b, t.video_b))]
-    in_twins = {video_id for _, video_id in asked}
-    others = [query for query in read_queries(world) if query.video_id not in in_twins]
-    asked += [(query.sentence, query.video_id) for query in others[-num_others:]]
+    twins = read_twins(world, split="test")
+    have_twins = {video_id for t in twins for video_id in (t.video_a, t.video_b)}
+    asked = [
+        pair
+        for t in twins[:num_twin_pairs]
+        for pair in ((t.sentence_a, t.video_a), (t.sentence_b, t.video_b))
+    ]
+    others = [query for query in read_queries(world) if query.video_id not in have_twins]
+    asked += [(query.sentence, query.video_id) for query in others[:num_others]]
     found = [
-        Found(sentence, f"{video_id}.mp4", video_id in in_twins, index.search(sentence, k=3))
+        Found(sentence, f"{video_id}.mp4", video_id in have_twins, index.search(sentence, k=3))
         for sentence, video_id in asked
     ]
     contact_sheet([_row(answer) for answer in found]).save(out / "found.png")
@@ -62,4 +66,4 @@ def _row(answer: Found) -> SheetRow:
     with open_video(hit.path) as reader:
         clip = reader.frames_at(segment_middle(reader.info, num_frames=8), size=96)
     verdict = "right" if answer.is_right else f"expected {answer.expected}"
-    return SheetRow(f"{answer.query}   [{hit.id}, {hit.score:.2f}: {verdict}]", clip.frames.numpy())
+    return SheetRow(f"[{verdict}: {hit.id}, {hit.score:.2f}]  {answer.query}", clip.frames.numpy())

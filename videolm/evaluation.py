@@ -14,12 +14,14 @@ from videolm.datasets.msrvtt import Query, read_queries, video_path
 from videolm.datasets.synthetic import TwinPair, query_caption, read_twins, read_world, recall_ceiling
 from videolm.metrics.retrieval import RetrievalScores, pair_accuracy, text_to_video, video_to_text
 from videolm.pipeline import VideoLM
+from videolm.pipeline.video_lm import describe_environment
+from videolm.search.extraction import NothingReadError
 from videolm.types import Embeddings, Failure, ModelInfo
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came out, and everything that decided it."""
+    """What came out, and with what."""
 
     model: ModelInfo
     benchmark: str
@@ -29,8 +31,21 @@ class Report:
     """Percent of sentences that score their own video above its twin, by kind of twin; chance is 50."""
     num_twin_pairs: dict[str, int]
     ceiling: float | None
-    """Highest expected R@1 of a perfect model in percent, since a sentence may fit several videos; None: unknown."""
+    """Expected R@1, in percent, of a reader that knows which videos a sentence is true of; None: not known."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Device, decoders and versions."""
     failures: list[Failure] = field(default_factory=list)
+
+    def scores(self) -> dict[str, float]:
+        """The few numbers that a model's card carries, rounded to a tenth."""
+        scores = {
+            "t2v R@1": self.t2v.r1,
+            "t2v R@5": self.t2v.r5,
+            "t2v R@10": self.t2v.r10,
+            "v2t R@1": self.v2t.r1,
+        }
+        scores |= {f"twins that differ by {kind}": value for kind, value in self.twin_accuracy.items()}
+        return {name: round(value, 1) for name, value in scores.items()}
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for report.json."""
@@ -46,6 +61,7 @@ class Report:
             "twin_accuracy": self.twin_accuracy,
             "num_twin_pairs": self.num_twin_pairs,
             "ceiling_r1": self.ceiling,
+            "environment": self.environment,
             "failures": [asdict(failure) for failure in self.failures],
         }
 
@@ -64,11 +80,16 @@ class Report:
                 f"| {scores.mean_rank:.1f} | {scores.r_sum:.1f} |"
             )
         if self.ceiling is not None:
-            lines += ["", f"Ceiling of R@1, given sentences that fit several videos: {self.ceiling:.1f}"]
-        for kind, accuracy in self.twin_accuracy.items():
             lines += [
                 "",
-                f"Twins that differ by {kind}: {accuracy:.1f} % of {self.num_twin_pairs[kind]} pairs right",
+                f"R@1 of a reader who knows which videos each sentence is true of: {self.ceiling:.1f}",
+            ]
+        for kind, accuracy in self.twin_accuracy.items():
+            pairs = self.num_twin_pairs[kind]
+            lines += [
+                "",
+                f"Twins that differ by {kind}: {accuracy:.1f} % of {2 * pairs} sentences ({pairs} pairs) prefer "
+                "their own video; chance is 50",
             ]
         if self.failures:
             lines += [
@@ -90,10 +111,11 @@ def evaluate(model: VideoLM, folder: str | Path, *, show_progress_bar: bool | No
     """The test list of a folder in MSR-VTT's form (1k-A, or a rendered world), one sentence a video.
 
     Every query is ranked against all videos of the list; ties count by their mean rank. A video that cannot be
-    read is left out with its query and reported.
+    read is left out with its query and reported; NothingReadError where none can.
     """
     folder = Path(folder)
     queries = read_queries(folder)
+    ceiling = _ceiling(folder)
     ids = [query.video_id for query in queries]
     if len(set(ids)) < len(ids):
         raise ValueError(
@@ -106,6 +128,11 @@ def evaluate(model: VideoLM, folder: str | Path, *, show_progress_bar: bool | No
     )
     row = {Path(path).stem: i for i, path in enumerate(videos.ids)}
     asked = [query for query in queries if query.video_id in row]
+    if not asked:
+        first = videos.failures[0]
+        raise NothingReadError(
+            f"none of the {len(ids)} videos of {folder} could be read; {first.path}: {first.error}"
+        )
     t2v, v2t = retrieval_scores(model, videos, asked, row)
     twins = [t for t in read_twins(folder, split="test") if t.video_a in row and t.video_b in row]
     accuracy = twin_accuracy(model, videos, twins, row)
@@ -116,7 +143,8 @@ def evaluate(model: VideoLM, folder: str | Path, *, show_progress_bar: bool | No
         v2t=v2t,
         twin_accuracy=accuracy,
         num_twin_pairs={kind: sum(t.kind == kind for t in twins) for kind in accuracy},
-        ceiling=_ceiling(folder),
+        ceiling=ceiling,
+        environment=describe_environment(model.device),
         failures=videos.failures,
     )
 

@@ -6,12 +6,15 @@ the key. `--set training.lr=1e-4` on a command line overrides one value.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from videolm.encoders.presets import CLIPShape
 from videolm.training.loop import Schedule
@@ -42,16 +45,41 @@ class Recipe:
     preprocessing: Preprocess = field(default_factory=Preprocess)
     licence: str = "Apache-2.0"
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-][\w.-]*", self.name):
+            raise ValueError(f"name ({self.name!r}) must be a plain name, it becomes a folder")
+        if self.model.image_size != self.preprocessing.image_size:
+            raise ValueError(
+                f"model.image_size ({self.model.image_size}) must be that of preprocessing "
+                f"({self.preprocessing.image_size})"
+            )
+        longest = max(stage.value for stage in self.training.num_frames)
+        if longest > self.data.cached_frames:
+            raise ValueError(
+                f"data.cached_frames ({self.data.cached_frames}) must be at least the {longest} of "
+                "training.num_frames"
+            )
+
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `key.key=value` overrides; raises ValueError that names file and key."""
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(Recipe), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
-        )
-        assert isinstance(merged, DictConfig)
-        recipe = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError) as error:
+        parts = [OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))]
+        for part in parts:
+            _refuse_interpolation(OmegaConf.to_container(part, resolve=False))
+        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), *parts))
+    except (OmegaConfBaseException, ValueError, TypeError, YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+def _refuse_interpolation(value: Any) -> None:
+    """A config is data: `${...}` could read the environment of whoever opens a stranger's file."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            _refuse_interpolation(inner)
+    elif isinstance(value, str) and "${" in value:
+        raise ValueError(f"{value!r} is an interpolation; write the value itself")

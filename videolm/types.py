@@ -130,7 +130,7 @@ class Embeddings:
     """Vectors with the names they belong to; `np.asarray(embeddings)` gives the vectors."""
 
     vectors: np.ndarray[Any, np.dtype[np.float32]] | Tensor
-    """float32 (n, d), of unit length unless normalisation was switched off."""
+    """float32 (n, d), of unit length."""
     ids: list[str]
     """Relative path of each video, or the sentence."""
     model: ModelInfo

@@ -1,0 +1,1 @@
+"""Datasets: one small reader for each format, and the rendered world."""

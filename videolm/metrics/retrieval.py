@@ -30,14 +30,19 @@ def ranks_of_targets(
 ) -> Float[np.ndarray, " queries"]:
     """Rank of `targets[i]` in row i: 1 + items with a higher score + half of the others with the same score.
 
-    A tie is counted by its mean rank, so that a constant matrix scores like chance and never like a perfect or
-    a useless model. Computed in the dtype given: pass float32 or better, since half precision makes ties.
+    A tie is counted by its mean rank: all ranks of a constant matrix are those of chance, and never those of a
+    perfect model. A tie for the first place is rank 1.5 or worse, so it does not count towards R@1. Computed in
+    the dtype given: pass float32 or better, since half precision makes ties.
 
-    Raises ValueError where a score is NaN.
+    Raises ValueError where a score is NaN or a target is no item.
     """
     if similarity.shape[0] != len(targets):
         raise ValueError(
             f"targets ({len(targets)}) must be as many as rows of similarity ({similarity.shape[0]})"
+        )
+    if len(targets) and not 0 <= targets.min() <= targets.max() < similarity.shape[1]:
+        raise ValueError(
+            f"targets ({targets.min()} to {targets.max()}) must be in [0, {similarity.shape[1]}), the items"
         )
     nan_rows = np.flatnonzero(np.isnan(similarity).any(axis=1))
     if len(nan_rows):

@@ -298,6 +298,8 @@ class VideoLM:
             if self.tokenizer is not None:
                 self.tokenizer.save(temporary)
             for path in sorted(Path(temporary).iterdir()):
+                # safetensors makes its file for the owner alone
+                path.chmod(0o644)
                 sync(path)
                 path.replace(folder / path.name)
         card = {

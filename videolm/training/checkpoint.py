@@ -15,7 +15,7 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> Path:
     """Writes `checkpoint.pt` whole: to a temporary name, synced, then renamed over the one before."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / _NAME, folder / f".{_NAME}.{os.getpid()}.part"
+    path, temporary = folder / _NAME, folder / f".{_NAME}.part"
     with temporary.open("wb") as file:
         torch.save(state, file)
         file.flush()

@@ -39,8 +39,8 @@ def read_training_set(
 ) -> TrainingSet:
     """Reads the captions of a split and its frames, which are decoded once into `folder/frames-SPLIT-...`.
 
-    The category of a video, in a rendered world the number of things, is its difficulty. Unreadable videos are
-    in `failures` and nowhere else.
+    In a rendered world a video is as difficult as it has things. Unreadable videos are in `failures` and nowhere
+    else.
     """
     folder = Path(folder)
     captioned = {video.id: video for video in read_captions(folder, split=split)}
@@ -54,8 +54,14 @@ def read_training_set(
     row = {video_id: i for i, video_id in enumerate(cache.ids)}
     twins = [t for t in read_twins(folder, split=split) if t.video_a in row and t.video_b in row]
     other = {t.video_a: row[t.video_b] for t in twins} | {t.video_b: row[t.video_a] for t in twins}
+    # elsewhere the category is a topic, and no measure of how hard a video is
+    is_world = (folder / "world.json").exists()
     videos = [
-        TrainingVideo(captioned[i].captions, difficulty=max(captioned[i].category, 1), twin=other.get(i))
+        TrainingVideo(
+            captioned[i].captions,
+            difficulty=captioned[i].category if is_world else 1,
+            twin=other.get(i),
+        )
         for i in cache.ids
     ]
     frames = torch.from_numpy(cache.frames)[: len(cache.ids)]

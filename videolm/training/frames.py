@@ -58,7 +58,8 @@ def cache_frames(
     folder.mkdir(parents=True, exist_ok=True)
     facts.unlink(missing_ok=True)
     # under another name: who has the old array mapped keeps it
-    unfinished = folder / f".frames.npy.{os.getpid()}.part"
+    unfinished = folder / ".frames.npy.part"
+    unfinished.unlink(missing_ok=True)
     array = np.lib.format.open_memmap(
         unfinished, "w+", np.uint8, (len(videos), num_frames, image_size, image_size, 3)
     )
@@ -81,7 +82,7 @@ def cache_frames(
     os.replace(unfinished, folder / "frames.npy")
     # The rows of unreadable videos are at the end, unused; the list of ids says how many rows count.
     row = {"asked": asked, "ids": ids, "failures": [vars(failure) for failure in failures]}
-    temporary = folder / f".cache.json.{os.getpid()}.part"
+    temporary = folder / ".cache.json.part"
     temporary.write_text(json.dumps(row), encoding="utf-8")
     os.replace(temporary, facts)
     return FrameCache(ids, array, failures)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 
 class Log:
-    """Appends to `log.jsonl` in a folder; with `tensorboard`, to event files beside it as well."""
+    """Appends to `log.jsonl` in a folder; with `tensorboard`, to event files beside it as well.
 
-    def __init__(self, folder: str | Path, *, tensorboard: bool = False) -> None:
+    `first_step` is where the run goes on: what an earlier one wrote of later steps is taken out.
+    """
+
+    def __init__(self, folder: str | Path, *, first_step: int = 0, tensorboard: bool = False) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        path = folder / "log.jsonl"
+        if path.exists():
+            _cut(path, first_step)
+        self._file = path.open("a", encoding="utf-8")
         self._writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder))
+            self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -31,3 +38,12 @@ class Log:
         self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def _cut(path: Path, last_step: int) -> None:
+    # a kill may have cut the last line short
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    kept = [line for line in whole if json.loads(line)["step"] <= last_step]
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)

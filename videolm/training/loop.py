@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -56,15 +57,20 @@ class Schedule:
         for name in ("num_steps", "batch_size", "checkpoint_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
-        if not self.lr > 0:
-            raise ValueError(f"lr ({self.lr}) must be above 0")
+        for name in ("lr", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be above 0 and finite")
+        if self.shift < 0:
+            raise ValueError(f"shift ({self.shift}) must be at least 0 pixels")
         for name in ("twin_share", "warmup_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1")
         for name in ("num_frames", "difficulty"):
             starts = [stage.start for stage in getattr(self, name)]
-            if not starts or starts[0] != 0 or starts != sorted(starts):
+            if not starts or starts[0] != 0 or starts != sorted(set(starts)):
                 raise ValueError(f"{name} must have rising starts from 0.0, has {starts}")
+            if min(stage.value for stage in getattr(self, name)) < 1:
+                raise ValueError(f"{name} must have values of at least 1")
 
 
 def train(
@@ -78,27 +84,34 @@ def train(
     out: str | Path,
     validate: Callable[[VideoCLIP], dict[str, float]] | None = None,
     tensorboard: bool = False,
-    stop_after: int | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> None:
     """Trains `model` in place on `videos`, whose pictures are the rows of `frames`.
 
     State goes to `out/checkpoint.pt` every `checkpoint_every` steps and at the end; a run that finds one goes on
-    from there and computes, step for step, what it would have computed without the stop. `stop_after` ends this
-    call after so many steps of the schedule. `validate` is called every `validate_every` steps and logged.
+    from there and computes, step for step, what it would have computed without the stop. One of another schedule
+    is a ValueError. `should_stop` is asked after every step and ends the call with the state saved. `validate` is
+    called every `validate_every` steps and logged.
     """
     if len(videos) != len(frames):
         raise ValueError(f"videos ({len(videos)}) must be as many as rows of frames ({len(frames)})")
+    hardest = max(video.difficulty for video in videos)
+    if schedule.difficulty[-1].value < hardest:
+        raise ValueError(
+            f"difficulty ends at {schedule.difficulty[-1].value}, so that videos of {hardest} are never seen"
+        )
     device = model.logit_scale.device
     optimizer = adamw(model, lr=schedule.lr, weight_decay=schedule.weight_decay)
     state = load_checkpoint(out)
     first = 0
     if state is not None:
+        _check_same_schedule(state["schedule"], schedule, out)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    last = schedule.num_steps if stop_after is None else min(stop_after, schedule.num_steps)
-    log = Log(out, tensorboard=tensorboard)
-    bar = tqdm(range(first, last), initial=first, total=schedule.num_steps, unit="step", disable=None)
+    log = Log(out, first_step=first, tensorboard=tensorboard)
+    last = schedule.num_steps
+    bar = tqdm(range(first, last), initial=first, total=last, unit="step", disable=None)
     try:
         for step in bar:
             model.train()
@@ -107,17 +120,30 @@ def train(
             if done % 10 == 0 or done == last:
                 bar.set_postfix(loss=f"{values['loss']:.3f}")
                 log(done, values)
-            if done % schedule.checkpoint_every == 0 or done == last:
-                save_checkpoint(
-                    out, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-                )
+            stopping = done == last or (should_stop is not None and should_stop())
+            # before the checkpoint, after which a killed run would not come back to it
             if validate is not None and (done % schedule.validate_every == 0 or done == last):
                 model.eval()
                 with torch.inference_mode():
                     log(done, validate(model))
+            if done % schedule.checkpoint_every == 0 or stopping:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+                save_checkpoint(out, state | {"schedule": asdict(schedule)})
+            if stopping:
+                break
     finally:
         log.close()
     model.eval()
+
+
+def _check_same_schedule(found: dict[str, Any], schedule: Schedule, out: str | Path) -> None:
+    asked = asdict(schedule)
+    differing = sorted(key for key in found.keys() | asked.keys() if found.get(key) != asked.get(key))
+    if differing:
+        raise ValueError(
+            f"{out} holds a run with other settings ({', '.join(differing)}); choose another folder, or "
+            "remove its checkpoint.pt to start again"
+        )
 
 
 def _step(

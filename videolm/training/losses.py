@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -32,4 +34,4 @@ def info_nce(
 def clamp_logit_scale_(logit_scale: Tensor) -> None:
     """Keeps the inverse temperature at 100 or below, in place, as CLIP does after every step."""
     with torch.no_grad():
-        logit_scale.clamp_(max=4.6052)
+        logit_scale.clamp_(max=math.log(100))

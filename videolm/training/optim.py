@@ -22,7 +22,7 @@ def adamw(
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, num_steps: int) -> float:
-    """Factor on the learning rate: linear from 0 over the warm-up, then half a cosine down to 0."""
+    """Factor on the learning rate: linear over the warm-up, then half a cosine down to 0."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(num_steps - warmup_steps, 1)

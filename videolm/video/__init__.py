@@ -1,1 +1,1 @@
-"""Video files in, frames out: readers (one file a back end), samplers, transforms, and a writer."""
+"""Video files in and out: readers, samplers, transforms, writer. The only room that touches a decoder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-_HEIGHT, _GAP, _TEXT = 96, 4, 18
+_HEIGHT, _GAP, _LINE = 96, 4, 17
+_CHARACTERS = 110
+"""Of a line of text on the narrowest sheet."""
 _PAPER, _INK = (250, 250, 248), (20, 20, 20)
 
 
@@ -23,14 +26,20 @@ class SheetRow:
 
 def contact_sheet(rows: Sequence[SheetRow]) -> Image.Image:
     """All rows below each other, every frame scaled to the same height."""
+    if not rows:
+        raise ValueError("a contact sheet needs at least one row")
     strips = [_strip(row.frames) for row in rows]
-    width = max(max(strip.width for strip in strips) + 2 * _GAP, 640)
-    sheet = Image.new("RGB", (width, (_HEIGHT + _TEXT + _GAP) * len(rows) + _GAP), _PAPER)
+    titles = [textwrap.wrap(row.title, _CHARACTERS) for row in rows]
+    heights = [_LINE * len(lines) + _HEIGHT + 2 * _GAP for lines in titles]
+    width = max(max(strip.width for strip in strips) + 2 * _GAP, 820)
+    sheet = Image.new("RGB", (width, sum(heights) + _GAP), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
-    for index, (row, strip) in enumerate(zip(rows, strips, strict=True)):
-        top = _GAP + index * (_HEIGHT + _TEXT + _GAP)
-        draw.text((_GAP, top), row.title, fill=_INK, font=font)
-        sheet.paste(strip, (_GAP, top + _TEXT))
+    top = _GAP
+    for lines, strip, height in zip(titles, strips, heights, strict=True):
+        for number, line in enumerate(lines):
+            draw.text((_GAP, top + number * _LINE), line, fill=_INK, font=font)
+        sheet.paste(strip, (_GAP, top + _LINE * len(lines)))
+        top += height
     return sheet
 
 

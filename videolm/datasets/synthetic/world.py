@@ -63,7 +63,7 @@ def plan_world(num_videos: int, *, seed: int) -> list[WorldVideo]:
     """All videos of a world: an eighth of them test, a fortieth validation, half of each in twin pairs.
 
     The splits share no combination of colour, shape and family of action. The same arguments give the same
-    world; a video does not depend on the number of videos after it in its split.
+    world.
     """
     if num_videos < 8:
         raise ValueError(f"num_videos ({num_videos}) must be at least 8, so that every split has a video")
@@ -119,7 +119,10 @@ def plan_twins(videos: list[WorldVideo]) -> list[TwinPair]:
 
 
 def recall_ceiling(scenes: list[Scene], captions: list[Caption]) -> float:
-    """Highest R@1 in expectation: `captions[i]` was written for `scenes[i]`, but may fit others as well."""
+    """Expected R@1 of a reader that knows exactly which scenes a sentence is true of and guesses among them.
+
+    `captions[i]` was written for `scenes[i]`, but may be true of others as well.
+    """
     fitting = [sum(caption.fits(scene) for scene in scenes) for caption in captions]
     return sum(1 / count for count in fitting) / len(fitting)
 
@@ -288,6 +291,6 @@ def _csv(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
