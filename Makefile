@@ -24,7 +24,7 @@ $(READY): setup.py pyproject.toml constraints.txt
 demo: $(READY) ## render a small world, index it, ask it, show what was found
 	$(BIN)/videolm demo
 
-test: $(READY) ## all tests but the slow and the GPU ones
+test: $(READY) ## the tests, without the slow and the GPU ones
 	$(PYTEST) -n 2
 
 test-slow: $(READY) ## the slow tests

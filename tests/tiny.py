@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,14 +41,21 @@ TINY = CLIPShape(
 )
 
 
-def tiny_model(*, trained: bool = True, seed: int = 0, name: str = "tiny") -> VideoLM:
+def tiny_model(
+    *,
+    trained: bool = True,
+    seed: int = 0,
+    name: str = "tiny",
+    temporal: Literal["none", "divided"] = "divided",
+) -> VideoLM:
     """A model with random weights; `trained=True` is a lie that lets tests index with it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = build_video_clip(TINY)
+        shape = replace(TINY, temporal=temporal)
+        network = build_video_clip(shape)
     return VideoLM(
         network,
-        shape=TINY,
+        shape=shape,
         tokenizer=build_word_tokenizer(WORDS, context_length=TINY.context_length),
         preprocess=Preprocess(image_size=TINY.image_size),
         sampler=Sampler("segment_middle", num_frames=3),

@@ -14,7 +14,7 @@ import typer
 from tqdm import tqdm
 
 from videolm.datasets.msrvtt import Query
-from videolm.datasets.synthetic import render_world, world_words
+from videolm.datasets.synthetic import VOCABULARY, render_world
 from videolm.encoders.presets import build_video_clip
 from videolm.encoders.video_clip import VideoCLIP
 from videolm.evaluation import evaluate, retrieval_scores, twin_accuracy
@@ -35,7 +35,7 @@ def main(
     """Train, or go on where a stopped run was. The model's folder is OUT/model."""
     recipe = read_recipe(config, override or ())
     folder = out or Path("runs") / recipe.name
-    tokenizer = build_word_tokenizer(world_words(), context_length=recipe.model.context_length)
+    tokenizer = build_word_tokenizer(VOCABULARY, context_length=recipe.model.context_length)
     if tokenizer.vocab_size > recipe.model.vocab_size:
         raise typer.BadParameter(
             f"{config}: model.vocab_size ({recipe.model.vocab_size}) must be at least the {tokenizer.vocab_size} "

@@ -44,7 +44,7 @@ class Report:
             "t2v R@10": self.t2v.r10,
             "v2t R@1": self.v2t.r1,
         }
-        scores |= {f"twins that differ by {kind}": value for kind, value in self.twin_accuracy.items()}
+        scores |= {f"twins, {kind}": value for kind, value in self.twin_accuracy.items()}
         return {name: round(value, 1) for name, value in scores.items()}
 
     def as_json(self) -> dict[str, Any]:
@@ -84,13 +84,15 @@ class Report:
                 "",
                 f"R@1 of a reader who knows which videos each sentence is true of: {self.ceiling:.1f}",
             ]
-        for kind, accuracy in self.twin_accuracy.items():
-            pairs = self.num_twin_pairs[kind]
+        if self.twin_accuracy:
             lines += [
                 "",
-                f"Twins that differ by {kind}: {accuracy:.1f} % of {2 * pairs} sentences ({pairs} pairs) prefer "
-                "their own video; chance is 50",
+                "| twins that differ by | sentences that prefer their own video | pairs |",
+                "| --- | --- | --- |",
             ]
+            for kind, accuracy in self.twin_accuracy.items():
+                name = "anything" if kind == "all" else kind
+                lines.append(f"| {name} | {accuracy:.1f} % (chance: 50) | {self.num_twin_pairs[kind]} |")
         if self.failures:
             lines += [
                 "",
@@ -142,7 +144,7 @@ def evaluate(model: VideoLM, folder: str | Path, *, show_progress_bar: bool | No
         t2v=t2v,
         v2t=v2t,
         twin_accuracy=accuracy,
-        num_twin_pairs={kind: sum(t.kind == kind for t in twins) for kind in accuracy},
+        num_twin_pairs={kind: sum(kind in ("all", t.kind) for t in twins) for kind in accuracy},
         ceiling=ceiling,
         environment=describe_environment(model.device),
         failures=videos.failures,
@@ -163,10 +165,11 @@ def retrieval_scores(
 def twin_accuracy(
     model: VideoLM, videos: Embeddings, pairs: Sequence[TwinPair], row: dict[str, int]
 ) -> dict[str, float]:
-    """Percent of sentences that score their own video above its twin, by kind; ties count half."""
+    """Percent of sentences that score their own video above its twin, of all and by kind; ties count half."""
     accuracy: dict[str, float] = {}
-    for kind in sorted({pair.kind for pair in pairs}):
-        chosen = [pair for pair in pairs if pair.kind == kind]
+    kinds = {pair.kind for pair in pairs}
+    for kind in ("all", *sorted(kinds)) if pairs else ():
+        chosen = [pair for pair in pairs if kind in ("all", pair.kind)]
         a = model.encode_texts([pair.sentence_a for pair in chosen])
         b = model.encode_texts([pair.sentence_b for pair in chosen])
         rows_a, rows_b = ([row[pair.video_a] for pair in chosen], [row[pair.video_b] for pair in chosen])

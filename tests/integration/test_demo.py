@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from videolm.datasets.synthetic import read_twins
 from videolm.demo import run_demo
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -23,11 +24,17 @@ def found(place):
     return run_demo(place / "demo")
 
 
-def test_the_demo_finds_the_right_clips_twins_included(found):
+def test_the_demo_finds_the_right_clips_twins_included(place, found):
     twins = [answer for answer in found if answer.is_twin]
     assert len(twins) == 6
     assert sum(answer.is_right for answer in twins) >= 5
     assert sum(answer.is_right for answer in found) >= 8
+    have_twins = {
+        f"{video_id}.mp4"
+        for pair in read_twins(place / "demo" / "world", split="test")
+        for video_id in (pair.video_a, pair.video_b)
+    }
+    assert all(answer.is_twin == (answer.expected in have_twins) for answer in found)
     # the two sentences of a pair ask for two different videos
     assert all(a.expected != b.expected for a, b in zip(twins[::2], twins[1::2], strict=True))
 

@@ -34,8 +34,20 @@ def test_an_override_changes_one_value():
         ("training.num_steps=many", "many"),
         ("training.lr=-1", "lr"),
         ("sampler.kind=random", "random"),
+        ("name=../../x", "plain name"),
+        ("name=${oc.env:HOME}", "interpolation"),
+        ("model.image_size=128", "must be that of preprocessing"),
+        ("data.cached_frames=4", "cached_frames"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_file(override, message):
-    with pytest.raises(ValueError, match=f"synthetic_mini.yaml: .*{message}"):
+    with pytest.raises(ValueError, match=rf"(?s)synthetic_mini\.yaml: .*{message}"):
         read_recipe(MINI, [override])
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b\n"], ids=["syntax", "list"])
+def test_a_file_that_is_no_recipe_is_named(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"broken\.yaml: "):
+        read_recipe(path)

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 _LISTS = {
     "train": "MSRVTT_train.9k.csv",
@@ -46,25 +46,20 @@ def read_captions(
 ) -> list[CaptionedVideo]:
     """The videos of a split with all their captions, in the order of the split's list."""
     folder = Path(folder)
-    data = _read_json(folder / "MSRVTT_data.json")
-    categories = {video["video_id"]: int(video.get("category", -1)) for video in data["videos"]}
-    captions: dict[str, list[str]] = {}
-    for sentence in data["sentences"]:
-        captions.setdefault(sentence["video_id"], []).append(sentence["caption"])
     path = folder / _LISTS[split]
-    videos = []
-    for row in _read_rows(path):
-        video_id = _checked_id(row["video_id"], path)
+    ids = [_checked_id(row["video_id"], path) for row in _read_rows(path, ("video_id",))]
+    categories, captions = _read_annotation(folder / "MSRVTT_data.json")
+    for video_id in ids:
         if video_id not in captions:
             raise ValueError(f"{path}: video {video_id} has no caption in MSRVTT_data.json")
-        videos.append(CaptionedVideo(video_id, tuple(captions[video_id]), categories.get(video_id, -1)))
-    return videos
+    return [CaptionedVideo(i, tuple(captions[i]), categories.get(i, -1)) for i in ids]
 
 
 def read_queries(folder: str | Path) -> list[Query]:
     """The (sentence, video) pairs of the test list, 1,000 of them in 1k-A."""
     path = Path(folder) / _LISTS["test"]
-    return [Query(row["sentence"], _checked_id(row["video_id"], path)) for row in _read_rows(path)]
+    rows = _read_rows(path, ("video_id", "sentence"))
+    return [Query(row["sentence"], _checked_id(row["video_id"], path)) for row in rows]
 
 
 def video_path(folder: str | Path, video_id: str) -> Path:
@@ -79,23 +74,36 @@ def _checked_id(video_id: str, path: Path) -> str:
     return video_id
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     with _open(path) as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "video_id" not in rows[0]:
-        raise ValueError(f"{path}: expected a csv with a column video_id")
+        try:
+            rows = list(csv.DictReader(file, strict=True))
+        except (csv.Error, EOFError, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"annotation file {path} is not readable: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    for number, row in enumerate(rows, start=2):
+        for column in columns:
+            if not isinstance(row.get(column), str):
+                raise ValueError(f"{path}, line {number}: no value in the column {column}")
     return rows
 
 
-def _read_json(path: Path) -> Any:
-    with _open(path) as file:
-        try:
+def _read_annotation(path: Path) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Category and captions of every video, by id."""
+    captions: dict[str, list[str]] = {}
+    try:
+        with _open(path) as file:
             data = json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"annotation file {path} is not readable: {error}") from error
-    if not isinstance(data, dict) or not {"videos", "sentences"} <= data.keys():
-        raise ValueError(f"{path}: expected an object with the keys videos and sentences")
-    return data
+        categories = {str(video["video_id"]): int(video.get("category", -1)) for video in data["videos"]}
+        for sentence in data["sentences"]:
+            captions.setdefault(str(sentence["video_id"]), []).append(str(sentence["caption"]))
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, EOFError, OSError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"annotation file {path} is not readable: {reason}") from error
+    return categories, captions
 
 
 def _open(path: Path) -> TextIOWrapper:

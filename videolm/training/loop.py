@@ -117,10 +117,10 @@ def train(
             model.train()
             values = _step(model, tokenizer, videos, frames, schedule, step, optimizer, preprocess, device)
             done = step + 1
-            if done % 10 == 0 or done == last:
+            stopping = done == last or (should_stop is not None and should_stop())
+            if done % 10 == 0 or stopping:
                 bar.set_postfix(loss=f"{values['loss']:.3f}")
                 log(done, values)
-            stopping = done == last or (should_stop is not None and should_stop())
             # before the checkpoint, after which a killed run would not come back to it
             if validate is not None and (done % schedule.validate_every == 0 or done == last):
                 model.eval()

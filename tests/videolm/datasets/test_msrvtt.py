@@ -1,5 +1,6 @@
 """The real annotation files, and files that lie."""
 
+import gzip
 import json
 
 import pytest
@@ -29,13 +30,36 @@ def test_an_id_that_is_not_a_plain_name_is_refused(tmp_path, video_id):
         read_queries(tmp_path)
 
 
-def test_a_broken_annotation_file_is_named(tmp_path):
-    (tmp_path / "MSRVTT_data.json").write_text("[" * 100_000)
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "{}", '{"videos": [{}], "sentences": []}', '{"videos": [], "sentences": [1]}', "\x00"],
+    ids=["nested", "empty", "no id", "no sentence", "binary"],
+)
+def test_a_broken_annotation_file_is_named(tmp_path, text):
+    (tmp_path / "MSRVTT_train.9k.csv").write_text("video_id\nvideo5\n")
+    (tmp_path / "MSRVTT_data.json").write_text(text)
     with pytest.raises(ValueError, match=r"MSRVTT_data\.json is not readable"):
         read_captions(tmp_path, split="train")
-    (tmp_path / "MSRVTT_data.json").write_text(json.dumps({"videos": []}))
-    with pytest.raises(ValueError, match="keys videos and sentences"):
-        read_captions(tmp_path, split="train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("video_id\nvideo5\n", "line 2: no value in the column sentence"),
+        ("video_id,sentence\nvideo5,a\nvideo6\n", "line 3: no value in the column sentence"),
+        ("", "has no rows"),
+    ],
+)
+def test_a_broken_list_is_named_with_its_line(tmp_path, text, message):
+    (tmp_path / "MSRVTT_JSFUSION_test.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"MSRVTT_JSFUSION_test\.csv.*{message}"):
+        read_queries(tmp_path)
+
+
+def test_a_truncated_zip_is_named(tmp_path):
+    (tmp_path / "MSRVTT_JSFUSION_test.csv.gz").write_bytes(gzip.compress(b"video_id,sentence\nv,a\n")[:-9])
+    with pytest.raises(ValueError, match="is not readable"):
+        read_queries(tmp_path)
 
 
 def test_a_video_without_captions_is_named(tmp_path):

@@ -2,13 +2,16 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+import videolm
 from videolm.datasets.msrvtt import read_captions, read_queries, video_path
 from videolm.datasets.synthetic import (
+    VOCABULARY,
     plan_twins,
     plan_world,
     query_caption,
@@ -17,12 +20,20 @@ from videolm.datasets.synthetic import (
     recall_ceiling,
     render_world,
     world_sheet,
-    world_words,
 )
 from videolm.datasets.synthetic.captions import NUM_CAPTIONS, write_captions
 from videolm.datasets.synthetic.draw import draw_frames
 from videolm.datasets.synthetic.questions import NUM_CANDIDATES, write_questions
-from videolm.datasets.synthetic.scene import COLOURS, DIRECTIONS, FAMILY, INVERSE, SHAPES, split_of
+from videolm.datasets.synthetic.scene import (
+    COLOURS,
+    DIRECTIONS,
+    FAMILY,
+    INVERSE,
+    SHAPES,
+    SIZES,
+    pose,
+    split_of,
+)
 from videolm.text.tokenizer import build_word_tokenizer
 from videolm.video.readers import open_video
 from videolm.video.samplers import segment_middle
@@ -90,7 +101,7 @@ def test_half_of_the_videos_have_a_twin_that_has_them(plan):
 def test_a_twins_sentence_fits_itself_alone(plan):
     by_id = {video.id: video.scene for video in plan}
     pairs = plan_twins(plan)
-    assert {pair.kind for pair in pairs} == {"direction", "order"}
+    assert {pair.kind for pair in pairs} == {"direction", "rotation", "order"}
     for pair in pairs:
         a, b = by_id[pair.video_a], by_id[pair.video_b]
         assert not write_captions(a)[0].fits(b)
@@ -188,14 +199,22 @@ def test_an_answer_about_direction_follows_the_reversal(plan):
 
 
 def test_the_vocabulary_covers_captions_questions_and_answers():
-    words = world_words()
-    tokenizer = build_word_tokenizer(words, context_length=48)
-    for video in plan_world(80, seed=77):
+    # long enough that nothing is cut off
+    tokenizer = build_word_tokenizer(VOCABULARY, context_length=200)
+    for video in plan_world(40, seed=77):
         texts = [caption.text for caption in write_captions(video.scene)]
         texts += [t for q in write_questions(video.scene) for t in (q.text, *q.candidates)]
         input_ids, _ = tokenizer(texts)
         assert not (input_ids == 1).any(), "an unknown word"
-        assert input_ids.shape[1] <= 48
+
+
+def test_queries_fit_the_context_of_the_model_that_ships(plan):
+    model = videolm.load()
+    texts = [query_caption(video.scene).text for video in plan]
+    texts += [text for pair in plan_twins(plan) for text in (pair.sentence_a, pair.sentence_b)]
+    tokenizer = build_word_tokenizer(VOCABULARY, context_length=200)
+    assert tokenizer(texts)[0].shape[1] <= model.shape.context_length
+    assert not (model.tokenizer(texts)[0] == 1).any(), "a word that the model does not know"
 
 
 def test_the_ceiling_counts_scenes_that_a_sentence_fits(plan):
@@ -206,14 +225,35 @@ def test_the_ceiling_counts_scenes_that_a_sentence_fits(plan):
     assert recall_ceiling(scenes + scenes, captions + captions) == pytest.approx(alone / 2)
 
 
-def test_things_stay_in_the_central_square(plan):
-    for video in plan[:40]:
-        frames = draw_frames(video.scene)
-        assert frames.shape == (video.scene.num_frames, video.scene.height, video.scene.width, 3)
-        assert frames.dtype == np.uint8
+def test_things_that_meet_no_other_stay_in_the_central_square(plan):
+    for scene in (video.scene for video in plan if video.scene.event == "none"):
+        for thing in scene.things:
+            for time in np.linspace(0, 1, 9):
+                x, y, scale, *_ = pose(thing, time)
+                radius = SIZES[thing.size] * scale
+                assert radius <= x <= 1 - radius
+                assert radius <= y <= 1 - radius
+
+
+def test_pictures_show_the_thing_where_its_pose_says():
+    scene = next(v.scene for v in plan_world(80, seed=3) if len(v.scene.things) == 1 and not v.scene.shake)
+    scene = replace(scene, pattern="plain", tone="black", things=(replace(scene.things[0], texture="plain"),))
+    frames = draw_frames(scene)
+    side, (height, width) = min(scene.height, scene.width), (scene.height, scene.width)
+    for index in (0, scene.num_frames // 2, scene.num_frames - 1):
+        x, y, _, _, visible = pose(scene.things[0], index / (scene.num_frames - 1))
+        bright = np.argwhere(frames[index].max(axis=-1) > 100)
+        assert len(bright) > 0 if visible else len(bright) == 0
+        if visible:
+            centre = np.array([(height - side) / 2 + y * side, (width - side) / 2 + x * side])
+            middle = (bright.min(axis=0) + bright.max(axis=0)) / 2
+            # a triangle's or star's box is not centred on its middle
+            assert np.abs(middle - centre).max() < 0.06 * side
 
 
 def test_a_contact_sheet_has_a_row_for_each_video(plan):
+    with pytest.raises(ValueError, match="at least one row"):
+        world_sheet([])
     one, three = world_sheet(plan[:1]), world_sheet(plan[:3])
     assert three.height > 2.5 * one.height
 

@@ -70,6 +70,12 @@ def test_targets_must_match_the_queries():
         ranks_of_targets(np.zeros((3, 3), np.float32), np.arange(2))
 
 
+@pytest.mark.parametrize("target", [-1, 3])
+def test_a_target_that_is_no_item_is_an_error(target):
+    with pytest.raises(ValueError, match=r"must be in \[0, 3\)"):
+        ranks_of_targets(np.zeros((1, 3), np.float32), np.array([target]))
+
+
 def test_no_query_is_an_error():
     with pytest.raises(ValueError, match="no query"):
         scores_of_ranks(np.zeros(0))

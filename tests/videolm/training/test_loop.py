@@ -60,10 +60,22 @@ def run(out, *, schedule=SCHEDULE, stop_after=None, seed=0, **options):
         schedule,
         preprocess=Preprocess(image_size=16),
         out=out,
-        stop_after=stop_after,
+        should_stop=None if stop_after is None else Countdown(out, stop_after),
         **options,
     )
     return model
+
+
+class Countdown:
+    """True once the run has reached a step, whether it began at 0 or went on."""
+
+    def __init__(self, out, stop_after):
+        state = load_checkpoint(out)
+        self.left = stop_after - (state["step"] if state else 0)
+
+    def __call__(self):
+        self.left -= 1
+        return self.left <= 0
 
 
 def losses(out):
@@ -88,6 +100,43 @@ def test_the_loss_falls(tmp_path):
     assert losses(tmp_path / "one")[-1][1] > math.log(2) + 0.2
 
 
+def test_a_crash_between_checkpoints_repeats_no_line_of_the_log_and_no_number(tmp_path):
+    def crash(model):
+        raise RuntimeError("out of luck")
+
+    unbroken = run(tmp_path / "a")
+    with pytest.raises(RuntimeError, match="out of luck"):
+        # at step 20, six steps after the last checkpoint
+        run(tmp_path / "b", validate=crash)
+    assert [step for step, _ in losses(tmp_path / "b")] == [10, 20]
+    with (tmp_path / "b" / "log.jsonl").open("a") as log:
+        log.write('{"step": 2')
+    resumed = run(tmp_path / "b", seed=4)
+    assert losses(tmp_path / "b") == losses(tmp_path / "a")
+    assert all(map(torch.equal, unbroken.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_a_run_with_other_settings_is_not_gone_on_with(tmp_path):
+    run(tmp_path, stop_after=3)
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(lr, seed\)"):
+        run(tmp_path, schedule=replace(SCHEDULE, lr=1e-9, seed=1))
+
+
+def test_videos_that_would_never_be_seen_are_an_error(tmp_path):
+    videos, frames = data()
+    videos[0] = replace(videos[0], difficulty=3)
+    with pytest.raises(ValueError, match="difficulty ends at 1, so that videos of 3 are never seen"):
+        train(
+            build_video_clip(TINY),
+            build_word_tokenizer(WORDS, context_length=8),
+            videos,
+            frames,
+            SCHEDULE,
+            preprocess=Preprocess(image_size=16),
+            out=tmp_path,
+        )
+
+
 def test_validation_and_tensorboard_are_written(tmp_path):
     pytest.importorskip("tensorboard")
     seen = []
@@ -99,8 +148,12 @@ def test_validation_and_tensorboard_are_written(tmp_path):
 
 
 def test_bfloat16_keeps_the_weights_in_float32(tmp_path):
-    model = run(tmp_path, schedule=replace(SCHEDULE, num_steps=3, precision="bfloat16"))
+    model = run(tmp_path / "bfloat16", schedule=replace(SCHEDULE, num_steps=3, precision="bfloat16"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    run(tmp_path / "float32", schedule=replace(SCHEDULE, num_steps=3))
+    (half,), (full,) = losses(tmp_path / "bfloat16"), losses(tmp_path / "float32")
+    assert half != full
+    assert half[1] == pytest.approx(full[1], rel=0.05)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
@@ -126,6 +179,11 @@ def test_rows_and_frames_must_match(tmp_path):
     ("change", "message"),
     [
         ({"lr": 0.0}, r"lr \(0.0\) must be above 0"),
+        ({"lr": float("inf")}, r"lr \(inf\) must be above 0 and finite"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm"),
+        ({"shift": -2}, r"shift \(-2\)"),
+        ({"num_frames": [Stage(0.0, 0)]}, "num_frames must have values of at least 1"),
+        ({"difficulty": [Stage(0.0, 1), Stage(0.0, 2)]}, "difficulty must have rising starts"),
         ({"batch_size": 0}, r"batch_size \(0\)"),
         ({"twin_share": 1.5}, r"twin_share \(1.5\)"),
         ({"num_frames": [Stage(0.5, 1)]}, "num_frames must have rising starts from 0.0"),

@@ -1,6 +1,7 @@
 """The rendered world: moving shapes with captions and questions, made from a seed."""
 
 from videolm.datasets.synthetic.sheet import SheetRow, contact_sheet
+from videolm.datasets.synthetic.words import VOCABULARY
 from videolm.datasets.synthetic.world import (
     TwinPair,
     WorldVideo,
@@ -12,10 +13,10 @@ from videolm.datasets.synthetic.world import (
     recall_ceiling,
     render_world,
     world_sheet,
-    world_words,
 )
 
 __all__ = [
+    "VOCABULARY",
     "SheetRow",
     "TwinPair",
     "WorldVideo",
@@ -28,5 +29,4 @@ __all__ = [
     "recall_ceiling",
     "render_world",
     "world_sheet",
-    "world_words",
 ]

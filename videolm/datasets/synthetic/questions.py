@@ -25,6 +25,8 @@ _DOING = {
     "still": "rest",
     "collide": "collide",
 } | dict.fromkeys(DIRECTIONS, "move")
+_IMPLIED = {"collide": {"move", "bounce"}, "bounce": {"move"}}
+"""What is true as well of a thing that does this, so that it is no wrong answer."""
 _DIRECTION_WORDS = {name: name.replace("-", " ") for name in DIRECTIONS}
 _SPINS = {"clockwise": "clockwise", "counterclockwise": "counterclockwise"}
 
@@ -71,7 +73,8 @@ def _look_rows(scene: Scene, index: int) -> list[_Row]:
 def _action_rows(scene: Scene, index: int, name: str, rng: np.random.Generator) -> list[_Row]:
     program = scene.program(index)
     rows: list[_Row] = []
-    doings = tuple(dict.fromkeys(_DOING.values()))
+    implied = {also for action in program for also in _IMPLIED.get(_DOING[action], ())}
+    doings = tuple(word for word in dict.fromkeys(_DOING.values()) if word not in implied)
     if len(program) == 1:
         rows.append((f"what does the {name} do", _DOING[program[0]], doings))
     else:
@@ -81,13 +84,15 @@ def _action_rows(scene: Scene, index: int, name: str, rng: np.random.Generator) 
         if action in DIRECTIONS and sum(a in DIRECTIONS for a in program) == 1:
             pool = tuple(_DIRECTION_WORDS.values())
             rows.append((f"which direction does the {name} move", _DIRECTION_WORDS[action], pool))
-            asked = str(rng.choice([action, *[d for d in DIRECTIONS if d != action][:3]]))
+            # "left" is no wrong answer for a thing that goes up left
+            other = [d for d in DIRECTIONS if not set(d.split("-")) & set(action.split("-"))]
+            asked = action if rng.random() < 0.5 else str(rng.choice(other))
             answer = "yes" if asked == action else "no"
             rows.append((f"does the {name} move {_DIRECTION_WORDS[asked]}", answer, ("yes", "no")))
         if action in _SPINS:
             pool = (*_SPINS.values(), "left", "right", "up")
             rows.append((f"which way does the {name} spin", _SPINS[action], pool))
-    asked = str(rng.choice([_DOING[program[0]], str(rng.choice(doings))]))
+    asked = _DOING[program[0]] if rng.random() < 0.4 else str(rng.choice(doings))
     truth = asked in {_DOING[action] for action in program}
     rows.append((f"does the {name} {asked}", "yes" if truth else "no", ("yes", "no")))
     return rows
@@ -100,6 +105,8 @@ def _order_rows(scene: Scene) -> list[_Row]:
     if len(starts) != 1 or not waits:
         return []
     thing = scene.things[starts[0]]
+    if sum(other.shape == thing.shape for other in scene.things) > 1:
+        return []
     return [("what shape acts first", thing.shape, SHAPES)]
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 Split = Literal["train", "val", "test"]
+TwinKind = Literal["direction", "rotation", "order"]
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -226,10 +227,15 @@ def is_telling(scene: Scene) -> bool:
     return any(scene.program(i) != reverse.program(i) for i in range(len(scene.things)))
 
 
-def twin_kind(scene: Scene) -> Literal["direction", "order"]:
-    """ "order": only the order of actions differs between the twins, since each looks the same backwards."""
-    actions = {action for thing in scene.things for action in thing.program}
-    return "order" if all(INVERSE[action] == action for action in actions) else "direction"
+def twin_kind(scene: Scene) -> TwinKind:
+    """By what the twins differ: a movement or size, the sense of a rotation alone, or the order of actions alone.
+
+    "order": every action looks the same backwards, and only which comes first differs.
+    """
+    turning = {a for thing in scene.things for a in thing.program if INVERSE[a] != a}
+    if not turning:
+        return "order"
+    return "rotation" if all(FAMILY[action] == "spin" for action in turning) else "direction"
 
 
 def _draw(rng: np.random.Generator, seed: int, split: Split, actions: tuple[str, ...]) -> Scene:

@@ -15,7 +15,6 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from PIL import Image
 from videolm.datasets.synthetic.captions import Caption, write_captions
 from videolm.datasets.synthetic.draw import draw_frames
 from videolm.datasets.synthetic.questions import write_questions
-from videolm.datasets.synthetic.scene import Scene, Split, sample_scene, twin_kind
+from videolm.datasets.synthetic.scene import Scene, Split, TwinKind, sample_scene, twin_kind
 from videolm.datasets.synthetic.sheet import SheetRow, contact_sheet
 from videolm.video.writer import write_video
 
@@ -52,7 +51,7 @@ class TwinPair:
     """Two videos with the same frames in opposite order, each with a sentence that fits only itself."""
 
     split: Split
-    kind: Literal["direction", "order"]
+    kind: TwinKind
     video_a: str
     sentence_a: str
     video_b: str
@@ -148,10 +147,9 @@ def render_world(
     _write_annotation(out, videos)
     wanted = [video for video in videos if split in ("all", video.split)]
     missing = [(video, str(out)) for video in wanted if not _file(out, video).exists()]
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        for video_id in pool.map(_render, missing, chunksize=4):
-            if on_video is not None:
-                on_video(video_id)
+    for video_id in _render_all(missing, workers):
+        if on_video is not None:
+            on_video(video_id)
     return wanted
 
 
@@ -188,22 +186,16 @@ def read_twins(folder: str | Path, *, split: Split) -> list[TwinPair]:
         return [TwinPair(**row) for row in csv.DictReader(file) if row["split"] == split]  # type: ignore[arg-type]
 
 
-def world_words() -> list[str]:
-    """Every word and mark of all captions, questions and answers, for a vocabulary of the world.
-
-    Collected from the plan of one large fixed world, which uses them all.
-    """
-    words: set[str] = set()
-    for video in plan_world(2400, seed=0):
-        questions = write_questions(video.scene)
-        texts = [caption.text for caption in write_captions(video.scene)]
-        texts += [text for q in questions for text in (q.text, q.answer, *q.candidates)]
-        words.update(word for text in texts for word in re.findall(r"[a-z-]+|[^\sa-z-]", text))
-    return sorted(words)
-
-
 def _file(out: Path, video: WorldVideo) -> Path:
     return out / "videos" / f"{video.id}.mp4"
+
+
+def _render_all(jobs: list[tuple[WorldVideo, str]], workers: int) -> Iterator[str]:
+    if workers == 1 or len(jobs) < 2:
+        yield from map(_render, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        yield from pool.map(_render, jobs, chunksize=4)
 
 
 def _render(job: tuple[WorldVideo, str]) -> str:
