@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 unexpected error, 2 wrong usage or configuration, 3 finish
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 import unicodedata
@@ -185,7 +186,8 @@ def search(
     with _reporting(verbose):
         with _warnings_said():
             opened = videolm.open_index(index, videolm.load(model) if model else None)
-        hits = [asdict(hit) | {"path": str(hit.path)} for hit in opened.search(query, k=k)]
+            found = opened.search(query, k=k)
+        hits = [asdict(hit) | {"path": str(hit.path)} for hit in found]
         if format is Format.json:
             _print_json(hits)
         else:
@@ -277,6 +279,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the world, its index and the picture.")] = Path(
         "demo"
     ),
+    format: OutputFormat = Format.table,
     verbose: Verbose = False,
 ) -> None:
     """Render a small world, index it with the model that ships, ask it, show what was found."""
@@ -284,6 +287,7 @@ def demo(
         from videolm.demo import run_demo
 
         found = run_demo(out)
+        columns = ("first hit is", "has a twin", "video", "score", "query")
         rows = [
             (
                 "right" if answer.is_right else "wrong",
@@ -294,7 +298,10 @@ def demo(
             )
             for answer in found
         ]
-        _print_table(("first hit is", "has a twin", "video", "score", "query"), rows)
+        if format is Format.json:
+            _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        else:
+            _print_table(columns, rows)
         right = sum(answer.is_right for answer in found)
         _say(f"{right} of {len(found)} queries found their video first; the hits are on {out / 'found.png'}")
 
@@ -357,6 +364,10 @@ def _reporting(verbose: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         _say("interrupted; the same command goes on where it was")
         raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # whoever read the results has enough; what is still buffered must not be written at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
     except Exception as error:
         if verbose:
             traceback.print_exc()
@@ -368,12 +379,12 @@ def _reporting(verbose: bool) -> Iterator[None]:
 
 
 def _exit_code(error: Exception) -> int:
-    from videolm.search.extraction import NothingReadError
+    from videolm.search.extraction import BusyError, NothingReadError
     from videolm.video.readers.guard import VideoError
 
     if isinstance(error, NothingReadError | VideoError):
         return 4
-    return 2 if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError) else 1
+    return 2 if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | BusyError) else 1
 
 
 def _close(
@@ -390,7 +401,10 @@ def _close(
     if len(failures) > _MOST_FAILURES_SHOWN:
         _say(f"  and {len(failures) - _MOST_FAILURES_SHOWN} more")
     if failures:
-        _say(f"{verb} {num_videos} videos, {len(failures)} failed (see {out / 'failures.jsonl'})")
+        _say(
+            f"{verb} {num_videos} videos, {len(failures)} failed (see {out / 'failures.jsonl'}; "
+            "--retry-failed tries them again)"
+        )
         if not allow_failures:
             raise typer.Exit(3)
     elif not quiet:

@@ -117,7 +117,7 @@ class ModelInfo:
     trained: bool
     """False: random weights; nothing that comes out of it means anything."""
     weights_sha256: str
-    """Hash of the weights' names, dtypes, shapes and bytes; two models with the same hash compute the same."""
+    """Hash of the weights' names, dtypes, shapes and bytes."""
     licence: str = "unknown"
     recipe: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class Embeddings:
     vectors: np.ndarray[Any, np.dtype[np.float32]] | Tensor
     """float32 (n, d), of unit length."""
     ids: list[str]
-    """Relative path of each video, or the sentence."""
+    """Each video as it was named, or the sentence."""
     model: ModelInfo
     start: np.ndarray[Any, np.dtype[np.float64]] = field(default_factory=lambda: np.zeros(0))
     """Seconds; the span of the video that a row stands for (empty for texts)."""

@@ -82,7 +82,7 @@ def test_broken_videos_are_named_with_their_reason_and_make_the_exit_code_3(
     lines = result.stderr.splitlines()
     assert lines[0].startswith("  empty.mp4: ")
     assert lines[1].startswith("  random.mp4: ")
-    assert lines[2] == f"indexed 2 videos, 2 failed (see {tmp_path / 'index/failures.jsonl'})"
+    assert lines[2].startswith(f"indexed 2 videos, 2 failed (see {tmp_path / 'index/failures.jsonl'};")
     failures = [json.loads(line) for line in (tmp_path / "index/failures.jsonl").read_text().splitlines()]
     assert [failure["path"] for failure in failures] == ["empty.mp4", "random.mp4"]
     assert all(failure["error"] and failure["stage"] == "open" for failure in failures)
@@ -298,3 +298,18 @@ def test_the_command_line_is_imported_without_torch() -> None:
         [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.stderr.strip() == ""
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    paths = os.pathsep.join([os.getcwd(), str(Path(os.getcwd()) / "kernels")])
+    command = [sys.executable, "-c", "from videolm.cli import main; main()", "doctor", "--format", "json"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 141
+    assert said == b""

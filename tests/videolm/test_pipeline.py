@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ import torch
 import videolm
 from tests.data import data_path
 from tests.tiny import TINY, WORDS, tiny_model, write_clip, write_folder, write_random_clip
-from videolm.pipeline import VideoLM
+from videolm.pipeline import VideoLM, load, open_index
 from videolm.pipeline.decoding import ahead
+from videolm.search.extraction import NothingReadError
 from videolm.types import Clip
 from videolm.video.readers import VideoError, open_video
 
@@ -523,8 +525,66 @@ def test_an_update_decodes_only_what_is_new(
     assert opened == ["new.mp4"]
 
 
-def test_words_that_the_model_does_not_know_still_find_something(
+def test_unknown_words_are_named_and_a_query_of_nothing_else_is_refused(
     model: VideoLM, videos: Path, tmp_path: Path
 ) -> None:
     assert "zebra" not in WORDS
-    assert len(model.index(videos, tmp_path / "index").search("zebra", k=2)) == 2
+    index = model.index(videos, tmp_path / "index")
+    with pytest.warns(UserWarning, match="tiny does not know: zebra"):
+        assert len(index.search("a red zebra", k=2)) == 2
+    with pytest.raises(ValueError, match="knows no word of the query 'zebra!'"):
+        index.search("zebra!")
+    with pytest.raises(ValueError, match="the query is empty"):
+        index.search("  ")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"shape": {"activation": "gelu"}}, "shape"),
+        ({"preprocessing": {"mean": [0.0, 0.0, 0.0]}}, "preprocessing"),
+    ],
+    ids=["shape", "preprocessing"],
+)
+def test_an_index_refuses_the_same_weights_in_another_model(
+    model: VideoLM, videos: Path, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    model.save(tmp_path / "model")
+    load(tmp_path / "model").index(videos, tmp_path / "index")
+    card = json.loads((tmp_path / "model" / "videolm.json").read_text())
+    for key, values in change.items():
+        card[key] |= values
+    (tmp_path / "model" / "videolm.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=f"has the same weights but another {named}"):
+        open_index(tmp_path / "index", load(tmp_path / "model"))
+    with pytest.raises(ValueError, match=f"was made otherwise: {named}"):
+        load(tmp_path / "model").index(videos, tmp_path / "index")
+
+
+def test_an_emptied_folder_empties_its_index(model: VideoLM, videos: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(videos, tmp_path / "videos")
+    model.index(folder, tmp_path / "index")
+    for path in folder.iterdir():
+        path.unlink()
+    with pytest.raises(NothingReadError, match="holds no video any more"):
+        model.index(folder, tmp_path / "index")
+    with pytest.raises(FileNotFoundError, match="is no index"):
+        open_index(tmp_path / "index", model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"do_normalize": False}, "do_normalize is false"),
+        ({"resample": 2}, "resample is 2"),
+        ({"size": {"shortest_edge": 48}}, "size is"),
+    ],
+    ids=str,
+)
+def test_a_processor_that_is_not_followed_is_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    write_random_clip(tmp_path / "clip", tokenizer=data_path("vocab/hf"))
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises((ValueError, TypeError), match=message):
+        load(tmp_path / "clip")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
@@ -68,15 +69,28 @@ def open_index(folder: str | os.PathLike[str], model: VideoLM | None = None) -> 
 
     A model with other weights than those that made the index is a ValueError that names both.
     """
-    made_by = read_description(folder)["model"]
+    description = read_description(folder)
+    made_by = description["model"]
     if model is None:
         if made_by["source"] is None:
             raise ValueError(f"{folder} was made by {made_by['name']!r}, which is in no file; give model=")
-        model = load(made_by["source"])
+        try:
+            model = load(made_by["source"])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{folder} was made by a model that is not there any more: {error}; say where it is now with "
+                "model= (--model)"
+            ) from error
     if model.info.weights_sha256 != made_by["weights_sha256"]:
         raise ValueError(
             f"{folder} was made by {made_by['name']!r} (weights {made_by['weights_sha256'][:12]}), not by "
             f"{model.info.name!r} (weights {model.info.weights_sha256[:12]}); their vectors are of two kinds"
+        )
+    identity = json.loads(json.dumps(model.identity()))
+    if differing := [key for key, value in identity.items() if description["settings"].get(key) != value]:
+        raise ValueError(
+            f"{folder} was made by {made_by['name']!r}; {model.info.name!r} has the same weights but another "
+            f"{' and '.join(differing)}"
         )
     return read_index(folder, encode_text=model.encode_text)
 
@@ -91,7 +105,7 @@ def _find_folder(name: str | os.PathLike[str], revision: str | None) -> tuple[Pa
                 "name a folder, or the id of a CLIP on the Hugging Face hub"
             )
         return folder, "mini"
-    if Path(name).is_dir():
+    if str(name) and Path(name).is_dir():
         return Path(name), os.path.abspath(name)
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(
@@ -151,10 +165,23 @@ def _read_clip(
 def _clip_preprocess(folder: Path, shape: CLIPShape) -> Preprocess:
     """The statistics of the folder's processor, CLIP's own where it has none."""
     settings: dict[str, Any] = {}
-    if (folder / "preprocessor_config.json").exists():
-        settings = read_json(folder / "preprocessor_config.json")
-    elif (folder / "processor_config.json").exists():
-        settings = read_json(folder / "processor_config.json").get("image_processor", {})
+    path = folder / "preprocessor_config.json"
+    if path.exists():
+        settings = read_json(path)
+    elif (path := folder / "processor_config.json").exists():
+        settings = read_json(path).get("image_processor", {})
+    for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        if settings.get(key) is False:
+            raise ValueError(
+                f"{path}: {key} is false, but a CLIP is fed resized, cropped and normalised frames"
+            )
+    if settings.get("resample", 3) != 3:
+        raise ValueError(f"{path}: resample is {settings['resample']}, only 3 (bicubic) can be done")
+    for key in ("size", "crop_size"):
+        sides = settings.get(key, {})
+        sides = set(sides.values()) if isinstance(sides, dict) else {sides}
+        if sides - {shape.image_size}:
+            raise ValueError(f"{path}: {key} is {settings[key]}, the tower takes {shape.image_size} pixels")
     statistics = {name: settings[f"image_{name}"] for name in ("mean", "std") if f"image_{name}" in settings}
     return Preprocess(image_size=shape.image_size, **statistics)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import tempfile
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -91,6 +93,15 @@ class VideoLM:
         trained = "" if self.trained else ", trained=False"
         return f"VideoLM({self.info.name!r}, device={str(self.device)!r}, dtype={self.dtype}{trained})"
 
+    def identity(self) -> dict[str, Any]:
+        """All that decides which vector a text or a picture gets, as plain values: equal for the same model only."""
+        return {
+            "weights_sha256": self.info.weights_sha256,
+            "shape": asdict(self.shape),
+            "preprocessing": self.info.preprocessing,
+            "vocabulary_sha256": self.tokenizer.vocabulary_sha256() if self.tokenizer else None,
+        }
+
     def encode_videos(
         self,
         videos: Video | Iterable[Video],
@@ -174,7 +185,13 @@ class VideoLM:
         )
 
     def encode_text(self, text: str) -> Float[np.ndarray, " dim"]:
-        """The vector of one sentence."""
+        """The vector of a query: a sentence of which the model knows a word at least; warns of those it does not."""
+        if not text.strip():
+            raise ValueError("the query is empty; say what the video shows")
+        if self.tokenizer is not None and (unknown := self.tokenizer.unknown_words(text)):
+            if not set(re.findall(r"\w+", text)) - set(unknown):
+                raise ValueError(f"{self.info.name} knows no word of the query {text!r}")
+            warnings.warn(f"{self.info.name} does not know: {' '.join(unknown)}", stacklevel=2)
         vectors = self.encode_texts(text).vectors
         return np.asarray(vectors[0], dtype=np.float32)
 
@@ -269,8 +286,7 @@ class VideoLM:
                 "trained": self.trained,
             },
             settings={
-                "weights_sha256": self.info.weights_sha256,
-                "preprocessing": self.info.preprocessing,
+                **self.identity(),
                 "sampler": asdict(sampler),
                 "decoder": decoder,
                 "dtype": str(self.dtype),
@@ -337,7 +353,12 @@ class VideoLM:
                 if isinstance(result, VideoError):
                     if on_error == "raise":
                         raise result
-                    waiting.append((name, Failure(name, result.stage, result.reason, result.decoder)))
+                    failure = Failure(name, result.stage, result.reason, result.decoder)
+                    # in order: behind the clips of a batch that is not full yet
+                    if waiting:
+                        waiting.append((name, failure))
+                    else:
+                        yield name, failure
                     continue
                 waiting.append((name, result))
                 num_clips += 1

@@ -48,6 +48,10 @@ class NothingReadError(ValueError):
     """Not one of the videos could be read."""
 
 
+class BusyError(RuntimeError):
+    """Another process is writing to the folder."""
+
+
 @dataclass(frozen=True, eq=False)
 class EncodedVideo:
     """What an encode function makes of one file."""
@@ -94,8 +98,9 @@ def extract(
     `overwrite` asks to start again. Rows of files that are gone leave their shards at the end. A video that
     fails is named in `failures.jsonl` and the run goes on; NothingReadError where not one has a vector.
     """
-    videos = find_videos(source)
     out = Path(out)
+    # once there was something, an emptied folder means that all of it is gone
+    videos = find_videos(source, may_be_empty=(out / "run.json").exists())
     settings = {"source": os.path.abspath(source), **settings}
     run: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
@@ -142,6 +147,8 @@ def extract(
             "ignored": videos.num_ignored,
         }
         write_json(out / "run.json", {**run, "finished": _now(), "counts": counts})
+    if not known and not failures:
+        raise NothingReadError(f"{source} holds no video any more; {out} is empty now")
     if not known:
         first = next(iter(failures.values()))[0]
         raise NothingReadError(
@@ -164,7 +171,7 @@ def locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(f"another process is writing to {out}; wait for its end") from None
+            raise BusyError(f"another process is writing to {out}; wait for its end") from None
         yield
 
 
@@ -190,20 +197,22 @@ def _prepare(out: Path, run: dict[str, Any], *, overwrite: bool) -> None:
             _check_same_settings(out, read_json(out / "run.json"), run)
     write_json(out / "run.json", run)
     (out / "shards").mkdir(exist_ok=True)
+    # a copy of the rows as they were
+    (out / "embeddings.npz").unlink(missing_ok=True)
     for path in [*(temporary_path(out / name) for name in _OUR_FILES), *(out / "shards").glob("*.tmp")]:
         path.unlink(missing_ok=True)
 
 
 def _clear(out: Path) -> None:
     """Remove the files of an earlier run, and nothing else."""
-    for path in [out / "index.json", *shard_paths(out), *(out / name for name in _OUR_FILES)]:
+    for path in [*shard_paths(out), *(out / name for name in _OUR_FILES)]:
         path.unlink(missing_ok=True)
 
 
 def _check_same_settings(out: Path, earlier: dict[str, Any], run: dict[str, Any]) -> None:
     try:
         schema, then, then_model = earlier["schema"], _flat(earlier["settings"]), earlier["model"]["name"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{out / 'run.json'} is not a run of videolm: {error} is missing") from error
     if schema != SCHEMA_VERSION:
         raise ValueError(f"{out / 'run.json'} has schema {schema}, this version writes {SCHEMA_VERSION}")
@@ -332,15 +341,14 @@ def _row(name: str, video: EncodedVideo, stamp: Stamp) -> Row:
     )
 
 
-def _shard_path(out: Path, number: int) -> Path:
-    return out / "shards" / f"{number:05d}.parquet"
-
-
 def _drop_stale_rows(out: Path, stamps: Mapping[str, Stamp]) -> None:
     """Write the shards that hold rows of changed or deleted files again without them."""
     for path in shard_paths(out):
         table = read_shard(path, ["id", "size", "mtime_ns"])
         keep = [stamps.get(name) == stamp for name, stamp in _row_stamps(table)]
+        if not all(keep):
+            # an index names its shards with their hashes: without this one it is none
+            (out / "index.json").unlink(missing_ok=True)
         if not any(keep):
             path.unlink()
         elif not all(keep):

@@ -28,7 +28,10 @@ def read_failures(path: Path) -> dict[str, tuple[Failure, Stamp]]:
     """By path; the newest line for a path counts. A last line that a kill cut short is no line."""
     if not path.exists():
         return {}
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a list of failures in UTF-8: {error}") from error
     whole = text[: text.rfind("\n") + 1]
     failures = {}
     for number, line in enumerate(whole.splitlines(), 1):

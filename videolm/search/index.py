@@ -141,6 +141,7 @@ def build_index(out: str | os.PathLike[str]) -> None:
                 "kind": "exact",
                 "metric": "cosine",
                 "model": run["model"],
+                "settings": run["settings"],
                 "root": run["root"],
                 "num_rows": len(ids),
                 "dim": vectors.shape[1],
@@ -155,10 +156,21 @@ def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{folder} is no index: {path} does not exist; make one with `videolm index`")
     description = read_json(path)
-    missing = {"schema", "kind", "model", "root", "num_rows", "dim", "files"} - description.keys()
-    if missing or {"name", "source", "weights_sha256"} - description["model"].keys():
+    types = {"model": dict, "settings": dict, "files": dict, "root": str, "num_rows": int, "dim": int}
+    wrong = [key for key, kind in types.items() if not isinstance(description.get(key), kind)]
+    wrong += [key for key in ("schema", "kind") if key not in description]
+    if not wrong:
+        model, files = description["model"], description["files"].values()
+        if (
+            not all(isinstance(model.get(key), str) for key in ("name", "weights_sha256"))
+            or "source" not in model
+        ):
+            wrong = ["model"]
+        if not all(isinstance(entry, dict) and {"size", "sha256"} <= entry.keys() for entry in files):
+            wrong.append("files")
+    if wrong:
         raise ValueError(
-            f"{path} is not an index of videolm: {', '.join(sorted(missing)) or 'model'} is missing"
+            f"{path} is not an index of videolm: {', '.join(wrong)} is missing or of another type; {_MAKE_AGAIN}"
         )
     if description["schema"] != SCHEMA_VERSION or description["kind"] != "exact":
         raise ValueError(

@@ -27,7 +27,7 @@ class Source:
     """Visible files without the ending of a video."""
 
 
-def find_videos(source: str | os.PathLike[str]) -> Source:
+def find_videos(source: str | os.PathLike[str], *, may_be_empty: bool = False) -> Source:
     """The videos of a folder (searched to the bottom), of a text file with one path a line, or the one video.
 
     A folder's hidden files and folders are left out, linked folders too. The paths in a text file are
@@ -46,7 +46,7 @@ def find_videos(source: str | os.PathLike[str]) -> Source:
         found = Source(path.parent, _read_list(path), 0)
     else:
         found = Source(path.parent, [path.name], 0)
-    if not found.names:
+    if not found.names and not may_be_empty:
         raise ValueError(
             f"{source} holds no video; the endings looked for are {' '.join(sorted(VIDEO_SUFFIXES))}"
         )
@@ -76,7 +76,8 @@ def _walk(root: Path) -> Iterator[str]:
 
 def _read_list(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # some editors begin a file with a mark; a name may hold any other end of line
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a list of paths in UTF-8: {error}") from error
     names = set()
@@ -86,7 +87,7 @@ def _read_list(path: Path) -> list[str]:
         if "\0" in line:
             raise ValueError(f"{path} line {number} holds a NUL character, which no path has")
         name = Path(os.path.relpath(path.parent / line.strip(), path.parent)).as_posix()
-        if name.startswith("../"):
+        if name == ".." or name.startswith("../"):
             raise ValueError(
                 f"{path} line {number}: {line.strip()} lies outside of the list's folder; "
                 "put the list into a folder above all of its videos"

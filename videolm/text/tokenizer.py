@@ -1,5 +1,7 @@
 """Sentences to token ids, by the tokenizers that transformers brings."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +38,20 @@ class Tokenizer:
         self.context_length = context_length
         self.eos_token_id = eos_token_id
         self.pad_token_id = pad_token_id
+
+    def vocabulary_sha256(self) -> str:
+        """Hash of all tokens with their ids."""
+        vocabulary = sorted(self._backend.get_vocab().items())
+        return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a sentence that become the unknown token; never any where the vocabulary has none."""
+        unknown = self._backend.token_to_id(UNKNOWN)
+        if unknown is None:
+            return []
+        encoding = self._backend.encode(text)
+        spans = zip(encoding.ids, encoding.offsets, strict=True)
+        return [text[start:end] for token, (start, end) in spans if token == unknown]
 
     @property
     def vocab_size(self) -> int:

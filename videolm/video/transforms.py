@@ -75,6 +75,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size ({self.image_size}) must be at least 1 pixel")
+        if not all(isinstance(value, int | float) for value in (*self.mean, *self.std)):
+            raise ValueError(f"mean {self.mean} and std {self.std} must be numbers")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std} must be three numbers each, std positive")
 
