@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from tests.data import data_path
 from tests.tiny import TINY, WORDS, tiny_model, write_clip, write_folder, write_random_clip
 from videolm.pipeline import VideoLM, load, open_index
 from videolm.pipeline.decoding import ahead
+from videolm.recipes import read_recipe
 from videolm.search.extraction import NothingReadError
 from videolm.types import Clip
 from videolm.video.readers import VideoError, open_video
 
+ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = ["a red circle moves", "blue", "a green circle"]
 
 
@@ -588,3 +591,32 @@ def test_a_processor_that_is_not_followed_is_refused(
     (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises((ValueError, TypeError), match=message):
         load(tmp_path / "clip")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"preprocessing": {"image_size": 32}}, "pictures of 32 pixels, the tower takes 16"),
+        ({"sampler": {"kind": "segment_random"}}, "segment_random is for training"),
+    ],
+    ids=["size", "sampler"],
+)
+def test_a_card_that_contradicts_itself_is_refused_at_load(
+    saved: Path, change: dict[str, Any], message: str
+) -> None:
+    card = json.loads((saved / "videolm.json").read_text())
+    for key, values in change.items():
+        card[key] |= values
+    (saved / "videolm.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=message):
+        load(saved)
+
+
+def test_the_model_that_ships_is_small_hears_time_and_follows_its_config() -> None:
+    mini = load()
+    recipe = read_recipe(ROOT / "configs" / "retrieval" / "synthetic_mini.yaml")
+    assert (mini.shape, mini.sampler, mini.preprocess) == (recipe.model, recipe.sampler, recipe.preprocessing)
+    assert mini.info.recipe == json.loads(json.dumps(asdict(recipe)))
+    assert all(block.pre is not None for block in mini.model.vision.blocks)
+    files = (ROOT / "videolm" / "assets" / "mini").iterdir()
+    assert sum(path.stat().st_size for path in files) <= 16 * 1024**2

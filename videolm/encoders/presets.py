@@ -123,30 +123,6 @@ def clip_vit_l14() -> CLIPShape:
     return _openai_clip(image_size=224, patch_size=14, vision_width=1024, vision_depth=24, joint_dim=768)
 
 
-def mini() -> CLIPShape:
-    """Small enough to train from scratch on two CPU cores within an hour."""
-    return CLIPShape(
-        image_size=64,
-        patch_size=16,
-        vision_width=192,
-        vision_depth=6,
-        vision_heads=4,
-        vision_mlp_width=576,
-        text_width=128,
-        text_depth=3,
-        text_heads=4,
-        text_mlp_width=384,
-        vocab_size=512,
-        context_length=40,
-        eos_token_id=4,
-        joint_dim=128,
-        activation="gelu",
-        temporal="divided",
-        max_frames=8,
-        temporal_zero_init=False,
-    )
-
-
 def _openai_clip(
     *, image_size: int, patch_size: int, vision_width: int, vision_depth: int, joint_dim: int
 ) -> CLIPShape:

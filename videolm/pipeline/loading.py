@@ -67,7 +67,8 @@ def list_models() -> list[ModelInfo]:
 def open_index(folder: str | os.PathLike[str], model: VideoLM | None = None) -> Index:
     """Open an index with the model that made it, which is loaded if it is not given.
 
-    A model with other weights than those that made the index is a ValueError that names both.
+    A model with other weights, shape, preprocessing or vocabulary than the one that made the index is a
+    ValueError that names both and what differs.
     """
     description = read_description(folder)
     made_by = description["model"]

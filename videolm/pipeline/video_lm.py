@@ -64,6 +64,15 @@ class VideoLM:
         dtype: torch.dtype | Literal["auto"] = "auto",
         allow_untrained: bool = False,
     ) -> None:
+        if preprocess.image_size != shape.image_size:
+            raise ValueError(
+                f"{name}: preprocessing gives pictures of {preprocess.image_size} pixels, the tower takes "
+                f"{shape.image_size}"
+            )
+        if sampler.kind == "segment_random":
+            raise ValueError(
+                f"{name}: sampler segment_random is for training; a vector must not depend on chance"
+            )
         self.device = pick_device(device)
         self.dtype = torch.float32 if dtype == "auto" else dtype
         self.shape = shape
@@ -190,7 +199,10 @@ class VideoLM:
             raise ValueError("the query is empty; say what the video shows")
         if self.tokenizer is not None and (unknown := self.tokenizer.unknown_words(text)):
             if not set(re.findall(r"\w+", text)) - set(unknown):
-                raise ValueError(f"{self.info.name} knows no word of the query {text!r}")
+                raise ValueError(
+                    f"{self.info.name} knows no word of the query {text!r}; ask in the words that it was trained "
+                    "on, or use a model with a larger vocabulary"
+                )
             warnings.warn(f"{self.info.name} does not know: {' '.join(unknown)}", stacklevel=2)
         vectors = self.encode_texts(text).vectors
         return np.asarray(vectors[0], dtype=np.float32)

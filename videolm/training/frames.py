@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
+from torch import Tensor
 
 from videolm.types import Failure
 from videolm.video.readers import VideoError, open_video
@@ -47,7 +48,8 @@ def cache_frames(
     asked = {
         "num_frames": num_frames,
         "image_size": image_size,
-        "videos": [[video_id, str(path), *_stamp(path)] for video_id, path in videos],
+        # without the paths, so that a world may be moved with its frames
+        "videos": [[video_id, *_stamp(path)] for video_id, path in videos],
     }
     facts = folder / "cache.json"
     if facts.exists():
@@ -108,7 +110,7 @@ def _decode(path: Path, num_frames: int, image_size: int) -> np.ndarray | Failur
 
 def pick_segment_random(
     cached: int, *, num_frames: int, batch: int, generator: torch.Generator
-) -> torch.Tensor:
+) -> Int64[Tensor, "batch {num_frames}"]:
     """Row numbers (batch, num_frames) into `cached` frames: one at random from each of num_frames segments."""
     if not 1 <= num_frames <= cached:
         raise ValueError(f"num_frames ({num_frames}) must be between 1 and the {cached} cached frames")

@@ -74,3 +74,10 @@ def test_a_changed_video_is_decoded_again(folder):
     shutil.copy(folder / "videos" / f"{before.ids[3]}.mp4", folder / "videos" / f"{before.ids[0]}.mp4")
     after = read(folder)
     assert torch.equal(after.frames[0], before.frames[3])
+
+
+def test_a_moved_world_keeps_its_frames(folder):
+    first = read(folder)
+    moved = folder.rename(folder.with_name("elsewhere"))
+    again = read(moved, on_video=lambda _: pytest.fail("decoded again"))
+    assert torch.equal(first.frames, again.frames)
