@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 import videolm
 from tests.tiny import tiny_model, write_clip, write_folder
 from videolm import cli
+from videolm.cli import output
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
@@ -258,14 +259,14 @@ def raiser(error: BaseException) -> Callable[..., object]:
     ],
 )
 def test_invisible_characters_are_shown_as_escapes(text: str, expected: str) -> None:
-    assert cli.printable(text) == expected
+    assert output.printable(text) == expected
 
 
 def test_a_table_on_a_terminal_is_drawn_and_takes_no_markup_from_names(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    cli._print_table(("score", "video"), [("0.5", "[red]a.mp4[/red]")])
+    output.print_table(("score", "video"), [("0.5", "[red]a.mp4[/red]")])
     shown = capsys.readouterr().out
     assert "[red]a.mp4[/red]" in shown
     assert len(shown.splitlines()) > 3

@@ -1,0 +1,29 @@
+"""`models`: what can be loaded by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import videolm
+from videolm.cli.options import Format, OutputFormat, Verbose
+from videolm.cli.output import print_json, print_table, reporting
+
+
+def models(format: OutputFormat = Format.table, verbose: Verbose = False) -> None:
+    """List the models that ship with the package."""
+    with reporting(verbose):
+        known = [asdict(model) for model in videolm.list_models()]
+        if format is Format.json:
+            print_json(known)
+        else:
+            columns = ("name", "trained", "licence", "weights_sha256", "scores")
+            print_table(columns, [[_short(model[column]) for column in columns] for model in known])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {number}" for key, number in value.items())
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

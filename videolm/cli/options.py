@@ -1,0 +1,60 @@
+"""The options that several commands have."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """How a result is printed."""
+
+    table = "table"
+    json = "json"
+
+
+class ShardFormat(StrEnum):
+    """How `encode` writes the vectors."""
+
+    parquet = "parquet"
+    npz = "npz"
+
+
+class Split(StrEnum):
+    """A part of a rendered world."""
+
+    all = "all"
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+class Decoder(StrEnum):
+    """The back end that reads video files."""
+
+    auto = "auto"
+    pyav = "pyav"
+    decord = "decord"
+    torchcodec = "torchcodec"
+
+
+Source = Annotated[Path, typer.Argument(help="Folder of videos, one video, or a .txt with a path a line.")]
+Model = Annotated[str, typer.Option(help="'mini', a model's folder, or the hub id of a CLIP.")]
+NumFrames = Annotated[
+    int | None, typer.Option(min=1, help="Frames a video; without it as the model was trained.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Videos that go through the model at once.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that decode.")]
+DecoderName = Annotated[Decoder, typer.Option("--decoder", help="What reads the files.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed in an earlier run.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again where OUT was made otherwise.")]
+AllowUntrained = Annotated[bool, typer.Option("--allow-untrained", help="Take a model with random weights.")]
+AllowFailures = Annotated[
+    bool, typer.Option("--allow-failures", help="Exit with 0 although some videos failed.")
+]
+OutputFormat = Annotated[Format, typer.Option("--format", help="For people or for programs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors and failures.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")]

@@ -1,0 +1,143 @@
+"""What every command does alike: load a model, report errors, print results, close a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import unicodedata
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import videolm
+from videolm.cli.options import Format
+
+_MOST_FAILURES_SHOWN = 5
+
+
+def load_model(name: str, *, allow_untrained: bool) -> videolm.VideoLM:
+    with warnings_said():
+        return videolm.load(name, allow_untrained=allow_untrained)
+
+
+@contextmanager
+def warnings_said() -> Iterator[None]:
+    """Warnings as one line each, without the place in the code that gave them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        yield
+    for warning in caught:
+        say(f"warning: {warning.message}")
+
+
+@contextmanager
+def reporting(verbose: bool) -> Iterator[None]:
+    """An error becomes one line and an exit code."""
+    try:
+        yield
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on where it was")
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # whoever read the results has enough; what is still buffered must not be written at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        code = _exit_code(error)
+        say(f"error: {error}" if code > 1 else f"error: {type(error).__name__}: {error}")
+        if code == 1 and not verbose:
+            say("this was not expected; --verbose shows where it happened")
+        raise typer.Exit(code) from None
+
+
+def _exit_code(error: Exception) -> int:
+    from videolm.search.extraction import BusyError, NothingReadError
+    from videolm.video.readers.guard import VideoError
+
+    if isinstance(error, NothingReadError | VideoError):
+        return 4
+    return 2 if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | BusyError) else 1
+
+
+def close_run(
+    verb: str,
+    num_videos: int,
+    failures: Sequence[videolm.Failure],
+    out: Path,
+    quiet: bool,
+    allow_failures: bool,
+) -> None:
+    """The closing line, which names what failed, and the exit code."""
+    for failure in failures[:_MOST_FAILURES_SHOWN]:
+        say(f"  {printable(failure.path)}: {printable(failure.error)}")
+    if len(failures) > _MOST_FAILURES_SHOWN:
+        say(f"  and {len(failures) - _MOST_FAILURES_SHOWN} more")
+    if failures:
+        say(
+            f"{verb} {num_videos} videos, {len(failures)} failed (see {out / 'failures.jsonl'}; "
+            "--retry-failed tries them again)"
+        )
+        if not allow_failures:
+            raise typer.Exit(3)
+    elif not quiet:
+        say(f"{verb} {num_videos} videos into {out}")
+
+
+def printable(text: str) -> str:
+    """Text from outside with its control, direction and other invisible characters as escapes."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+        else character
+        for character in text
+    )
+
+
+def say(text: str) -> None:
+    for line in text.splitlines():
+        print(printable(line), file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_mapping(values: Mapping[str, Any], format: Format) -> None:
+    if format is Format.json:
+        print_json(values)
+        return
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows.extend((f"{key}: {inner}", str(text)) for inner, text in value.items())
+        else:
+            rows.append((key, str(value)))
+    print_table(("what", "value"), rows)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A drawn table on a terminal; elsewhere one line a row with tabs between the cells."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        for line in [columns, *cells]:
+            print("\t".join(line))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns)
+    for line in cells:
+        # Text, so that brackets in a name are not read as markup.
+        table.add_row(*map(Text, line))
+    Console().print(table)
