@@ -55,6 +55,8 @@ class Clip:
     """Of the whole video, not of the clip."""
     source: str
     """Path or name that the clip comes from, for messages."""
+    start_seconds: float = 0.0
+    """Presentation time of the whole video's first frame."""
 
     def __post_init__(self) -> None:
         if self.frames.dtype != torch.uint8 or self.frames.ndim != 4 or self.frames.shape[-1] != 3:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from videolm.files import replace_file
+
 _NAME = "checkpoint.pt"
 
 
 def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> Path:
-    """Writes `checkpoint.pt` whole: to a temporary name, synced, then renamed over the one before."""
+    """Writes `checkpoint.pt` whole: under the name is the one before or this one."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / _NAME, folder / f".{_NAME}.part"
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    path = folder / _NAME
+    replace_file(path, lambda temporary: torch.save(state, temporary))
     return path
 
 

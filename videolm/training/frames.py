@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from videolm.files import write_text
 from videolm.types import Failure
 from videolm.video.readers import VideoError, open_video
 from videolm.video.samplers import segment_middle
@@ -84,9 +85,7 @@ def cache_frames(
     os.replace(unfinished, folder / "frames.npy")
     # The rows of unreadable videos are at the end, unused; the list of ids says how many rows count.
     row = {"asked": asked, "ids": ids, "failures": [vars(failure) for failure in failures]}
-    temporary = folder / ".cache.json.part"
-    temporary.write_text(json.dumps(row), encoding="utf-8")
-    os.replace(temporary, facts)
+    write_text(facts, json.dumps(row))
     return FrameCache(ids, array, failures)
 
 

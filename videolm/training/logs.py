@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from videolm.files import write_text
 
 
 class Log:
@@ -44,6 +45,4 @@ def _cut(path: Path, last_step: int) -> None:
     # a kill may have cut the last line short
     whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
     kept = [line for line in whole if json.loads(line)["step"] <= last_step]
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(f"{line}\n" for line in kept))

@@ -19,7 +19,14 @@ from videolm.types import VideoInfo
 # A duration is a sum of rounded times: 4.999999999 s at one frame a second are five frames.
 _SLACK_SECONDS = 1e-6
 
-Kind = Literal["segment_middle", "segment_random", "linspace_endpoints", "one_fps_then_uniform", "fps_capped"]
+Kind = Literal[
+    "segment_middle",
+    "segment_random",
+    "linspace_endpoints",
+    "one_fps_then_uniform",
+    "fps_capped",
+    "keyframes",
+]
 
 
 def segment_middle(info: VideoInfo, *, num_frames: int) -> Float[Tensor, " frames"]:
@@ -92,6 +99,24 @@ def multi_clip(info: VideoInfo, *, num_clips: int, num_frames: int) -> Float[Ten
     return times.view(num_frames, num_clips).T.contiguous()
 
 
+def keyframes(
+    info: VideoInfo, *, num_frames: int, key_seconds: Float[Tensor, " keys"]
+) -> Float[Tensor, " frames"]:
+    """The key frames nearest to the times of segment_middle; of two as near the earlier one.
+
+    Ascending; a key frame repeats where there are few. `key_seconds` are the times of all key frames,
+    ascending (`VideoReader.key_pts_seconds`). The cheap choice where key frames are far apart: no other frame
+    has to be decoded.
+    """
+    if len(key_seconds) == 0:
+        raise ValueError(f"{info.path}: keyframes needs at least one key frame")
+    wanted = segment_middle(info, num_frames=num_frames)
+    after = torch.searchsorted(key_seconds, wanted).clamp(max=len(key_seconds) - 1)
+    before = (after - 1).clamp(min=0)
+    is_earlier = wanted - key_seconds[before] <= key_seconds[after] - wanted
+    return torch.where(is_earlier, key_seconds[before], key_seconds[after])
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A choice of sampler that can be written as JSON: what is saved with a model."""
@@ -122,9 +147,17 @@ class Sampler:
             _check_rate(self.fps)
 
     def __call__(
-        self, info: VideoInfo, *, generator: torch.Generator | None = None
+        self,
+        info: VideoInfo,
+        *,
+        generator: torch.Generator | None = None,
+        key_seconds: Float[Tensor, " keys"] | None = None,
     ) -> Float[Tensor, " frames"]:
-        """The times to look at; `generator` is needed by segment_random and not read by the others."""
+        """The times to look at.
+
+        `generator` is needed by segment_random, `key_seconds` (`VideoReader.key_pts_seconds`) by keyframes;
+        the others do not read them.
+        """
         if self.kind == "fps_capped":
             assert self.fps is not None
             assert self.max_frames is not None
@@ -136,6 +169,12 @@ class Sampler:
                     "sampler segment_random needs a generator=torch.Generator(); it draws no other way"
                 )
             return segment_random(info, num_frames=self.num_frames, generator=generator)
+        if self.kind == "keyframes":
+            if key_seconds is None:
+                raise ValueError(
+                    "sampler keyframes needs key_seconds=reader.key_pts_seconds; it does not open the file"
+                )
+            return keyframes(info, num_frames=self.num_frames, key_seconds=key_seconds)
         if self.kind == "linspace_endpoints":
             return linspace_endpoints(info, num_frames=self.num_frames)
         if self.kind == "one_fps_then_uniform":

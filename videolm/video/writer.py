@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
+
+from videolm.files import replace_file
 
 # With the tree one file in twenty came out different from the same frames (x264 build 165, busy machine).
 _REPEATABLE = "mbtree=0"
@@ -49,18 +50,15 @@ def write_video(
         raise ValueError(f"crf ({crf}) must be in 0..51")
     if gop is not None and (gop < 1 or intra_only):
         raise ValueError(f"gop ({gop}) must be at least 1 and cannot be combined with intra_only")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        os.close(handle)
-        num_frames = _encode(temporary, _checked(frames, path), Fraction(fps), crf, gop, intra_only)
+    num_frames = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal num_frames
+        num_frames = _encode(str(temporary), _checked(frames, path), Fraction(fps), crf, gop, intra_only)
         if num_frames == 0:
             raise ValueError(f"{path}: no frames to write")
-        _sync(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+
+    replace_file(path, write)
     return num_frames
 
 
@@ -126,11 +124,3 @@ def _checked(frames: Iterable[NDArray[np.uint8]] | Tensor, path: Path) -> Iterat
             )
         shape = array.shape
         yield np.ascontiguousarray(array)
-
-
-def _sync(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

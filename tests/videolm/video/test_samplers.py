@@ -12,6 +12,7 @@ from videolm.types import VideoInfo
 from videolm.video.samplers import (
     Sampler,
     fps_capped,
+    keyframes,
     linspace_endpoints,
     multi_clip,
     one_fps_then_uniform,
@@ -45,6 +46,11 @@ def shown(times, info):
     return np.searchsorted(pts, times.numpy() + 1e-6, side="right") - 1
 
 
+def key_times(info, *, every=12):
+    """As a reader says them: every 12th frame."""
+    return info.start_seconds + torch.arange(0, info.num_frames, every, dtype=torch.float64) / info.fps
+
+
 RATES = [5.0, 12.0, 23.976, 24000 / 1001, 25.0, 30000 / 1001, 60.0, 240.0]
 infos = st.builds(
     make_info,
@@ -61,6 +67,7 @@ SAMPLERS = {
     "linspace_endpoints": lambda info, count: linspace_endpoints(info, num_frames=count),
     "one_fps_then_uniform": lambda info, count: one_fps_then_uniform(info, num_frames=count),
     "fps_capped": lambda info, count: fps_capped(info, fps=2.0, max_frames=count),
+    "keyframes": lambda info, count: keyframes(info, num_frames=count, key_seconds=key_times(info)),
 }
 
 
@@ -76,7 +83,7 @@ def test_times_are_ascending_and_inside_the_video(sample, info, count):
     assert torch.equal(times, sample(info, count))
 
 
-@pytest.mark.parametrize("name", ["segment_middle", "segment_random", "linspace_endpoints"])
+@pytest.mark.parametrize("name", ["segment_middle", "segment_random", "linspace_endpoints", "keyframes"])
 @given(info=infos, count=counts)
 def test_as_many_times_as_asked_for(name, info, count):
     assert len(SAMPLERS[name](info, count)) == count
@@ -168,12 +175,37 @@ def test_one_clip_of_multi_clip_is_segment_middle():
     assert torch.equal(multi_clip(info, num_clips=1, num_frames=9)[0], segment_middle(info, num_frames=9))
 
 
+@given(info=infos, count=counts, data=st.data())
+def test_keyframes_are_the_nearest_to_the_middles(info, count, data):
+    offsets = st.floats(0, 1, exclude_max=True).map(
+        lambda share: info.start_seconds + share * info.duration_seconds
+    )
+    keys = torch.tensor(sorted(data.draw(st.sets(offsets, min_size=1, max_size=9))), dtype=torch.float64)
+    times = keyframes(info, num_frames=count, key_seconds=keys)
+    middles = segment_middle(info, num_frames=count)
+    nearest = (middles[:, None] - keys).abs().amin(dim=1)
+    assert torch.equal((times - middles).abs(), nearest)
+    assert torch.isin(times, keys).all()
+
+
+def test_few_key_frames_repeat_and_a_tie_goes_to_the_earlier():
+    info = make_info(num_frames=8, fps=1.0)
+    keys = torch.tensor([0.0, 4.0], dtype=torch.float64)
+    # the middles are 1, 3, 5, 7; then 2 and 6
+    assert keyframes(info, num_frames=4, key_seconds=keys).tolist() == [0.0, 4.0, 4.0, 4.0]
+    assert keyframes(info, num_frames=2, key_seconds=keys).tolist() == [0.0, 4.0]
+    assert keyframes(info, num_frames=3, key_seconds=keys[1:]).tolist() == [4.0, 4.0, 4.0]
+    with pytest.raises(ValueError, match=r"a.mp4: keyframes needs at least one key frame"):
+        keyframes(info, num_frames=3, key_seconds=keys[:0])
+
+
 CHOICES = [
     Sampler("segment_middle", num_frames=8),
     Sampler("segment_random", num_frames=8),
     Sampler("linspace_endpoints", num_frames=8),
     Sampler("one_fps_then_uniform", num_frames=8),
     Sampler("fps_capped", fps=2.0, max_frames=8),
+    Sampler("keyframes", num_frames=8),
 ]
 
 
@@ -183,7 +215,8 @@ def test_a_sampler_survives_json_and_gives_its_functions_times(sampler):
     assert again == sampler
     info = make_info(num_frames=250, fps=25.0)
     generator = torch.Generator().manual_seed(8)
-    assert torch.equal(again(info, generator=generator), SAMPLERS[sampler.kind](info, 8))
+    times = again(info, generator=generator, key_seconds=key_times(info))
+    assert torch.equal(times, SAMPLERS[sampler.kind](info, 8))
 
 
 @pytest.mark.parametrize(
@@ -211,3 +244,8 @@ def test_an_unknown_sampler_is_refused_with_the_known_ones():
 def test_segment_random_asks_for_a_generator():
     with pytest.raises(ValueError, match=r"needs a generator=torch.Generator\(\)"):
         Sampler("segment_random", num_frames=2)(make_info(num_frames=9, fps=3.0))
+
+
+def test_keyframes_asks_for_the_key_frames():
+    with pytest.raises(ValueError, match=r"needs key_seconds=reader.key_pts_seconds"):
+        Sampler("keyframes", num_frames=2)(make_info(num_frames=9, fps=3.0))

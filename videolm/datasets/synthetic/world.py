@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from videolm.datasets.synthetic.draw import draw_frames
 from videolm.datasets.synthetic.questions import write_questions
 from videolm.datasets.synthetic.scene import Scene, Split, TwinKind, sample_scene, twin_kind
 from videolm.datasets.synthetic.sheet import SheetRow, contact_sheet
+from videolm.files import write_text
 from videolm.video.writer import write_video
 
 _VERSION = 1
@@ -216,7 +216,7 @@ def _claim(out: Path, facts: dict[str, int]) -> None:
                 f"{out} holds another world ({found}), asked for {facts}; choose an empty folder"
             )
         return
-    _write(path, json.dumps(facts) + "\n")
+    write_text(path, json.dumps(facts) + "\n")
 
 
 def _write_annotation(out: Path, videos: list[WorldVideo]) -> None:
@@ -229,18 +229,18 @@ def _write_annotation(out: Path, videos: list[WorldVideo]) -> None:
         "videos": [_video_row(index, video) for index, video in enumerate(videos)],
         "sentences": sentences,
     }
-    _write(out / "MSRVTT_data.json", json.dumps(data))
+    write_text(out / "MSRVTT_data.json", json.dumps(data))
     for split, name in (("train", "MSRVTT_train.9k.csv"), ("val", "MSRVTT_val.full.csv")):
         ids = [[video.id] for video in videos if video.split == split]
-        _write(out / name, _csv(["video_id"], ids))
+        write_text(out / name, _csv(["video_id"], ids))
     test = [video for video in videos if video.split == "test"]
     queries = [
         [f"ret{i}", f"msr{video.id.removeprefix('video')}", video.id, query_caption(video.scene).text]
         for i, video in enumerate(test)
     ]
-    _write(out / "MSRVTT_JSFUSION_test.csv", _csv(["key", "vid_key", "video_id", "sentence"], queries))
+    write_text(out / "MSRVTT_JSFUSION_test.csv", _csv(["key", "vid_key", "video_id", "sentence"], queries))
     pairs = [list(vars(pair).values()) for pair in plan_twins(videos)]
-    _write(out / "twins.csv", _csv(list(TwinPair.__dataclass_fields__), pairs))
+    write_text(out / "twins.csv", _csv(list(TwinPair.__dataclass_fields__), pairs))
     question_id = 0
     for split in _SPLITS:
         rows = []
@@ -258,7 +258,7 @@ def _write_annotation(out: Path, videos: list[WorldVideo]) -> None:
                     }
                 )
                 question_id += 1
-        _write(out / f"{split}_qa.json", json.dumps(rows))
+        write_text(out / f"{split}_qa.json", json.dumps(rows))
 
 
 def _video_row(index: int, video: WorldVideo) -> dict[str, Any]:
@@ -280,9 +280,3 @@ def _csv(header: list[str], rows: list[list[str]]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

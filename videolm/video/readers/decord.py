@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
-from videolm.types import Clip, VideoInfo
-from videolm.video.readers.collect import collect
+from videolm.video.readers.collect import ProbedReader
 from videolm.video.readers.guard import GuardedFile, Limits, describe, open_guarded, wrap_errors
-from videolm.video.readers.probe import Probe, probe, with_square_pixels
+from videolm.video.readers.probe import Probe, check_shape, probe, with_square_pixels
+from videolm.video.readers.walks import key_frames_hold
 
 NAME = "decord"
 _WAY_OUT = 'decoder="pyav" reads it'
@@ -25,72 +25,32 @@ def version() -> str:
     return str(_import_decord().__version__)
 
 
-def open_reader(path: str, *, limits: Limits, square_pixels: bool) -> DecordReader:
-    """Check the file, walk its packets with PyAV, and open it in decord if both agree on its times."""
+def open_reader(path: str, *, limits: Limits, square_pixels: bool) -> ProbedReader:
+    """Check the file, walk its packets with PyAV, and open it in decord if both agree on its times.
+
+    decord says no times of the frames it returns: they are those of its table.
+    """
     file = open_guarded(path, limits=limits, decoder=NAME)
     try:
         with wrap_errors(path, "open", NAME):
             found = probe(file)
-            weakness = _weakness(found)
+            weakness = _weakness(found, file)
             if weakness:
-                reason = f"decord gives wrong frames or none for {weakness}; {_WAY_OUT}"
-                raise file.refusal(reason)
+                raise file.refusal(f"decord gives wrong frames or none for {weakness}; {_WAY_OUT}")
             reader = _open_checked(file, found)
-        return DecordReader(file, with_square_pixels(found) if square_pixels else found, reader)
+
+        def pictures(wanted: Sequence[int]) -> Iterator[tuple[int, UInt8[Tensor, "height width 3"]]]:
+            for index in wanted:
+                with wrap_errors(path, "decode", NAME):
+                    # one frame at a time and by number: a slice of decord's reader is not what it seems
+                    picture = torch.from_numpy(_to_numpy(reader[index]))
+                    check_shape(picture.shape[:2], index, found, file)
+                yield index, picture
+
+        return ProbedReader(file, with_square_pixels(found) if square_pixels else found, pictures)
     except BaseException:
         file.close()
         raise
-
-
-class DecordReader:
-    """See VideoReader. decord says no times of the frames it returns: they are those of its table."""
-
-    def __init__(self, file: GuardedFile, found: Probe, reader: Any) -> None:
-        self._file = file
-        self._probe = found
-        self._reader = reader
-
-    @property
-    def info(self) -> VideoInfo:
-        """What the first pass found."""
-        return self._probe.info
-
-    @property
-    def pts_seconds(self) -> Float[Tensor, " n"]:
-        """All times at which a new frame is shown."""
-        return self._probe.pts_seconds()
-
-    def frames_at(
-        self, seconds: Sequence[float] | Float[Tensor, " frames"], *, size: int | None = None
-    ) -> Clip:
-        """The frames shown at these moments; see VideoReader."""
-        return collect(self._probe, seconds, size=size, limits=self._file.limits, pictures=self._pictures)
-
-    def close(self) -> None:
-        """Give the file back; a second call does nothing."""
-        if self._reader is not None:
-            self._reader = None
-            self._file.close()
-
-    def __enter__(self) -> DecordReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _pictures(self, wanted: Sequence[int]) -> Iterator[tuple[int, UInt8[Tensor, "height width 3"]]]:
-        if self._reader is None:
-            raise ValueError(f"{self.info.path}: the reader is closed")
-        height, width = self._probe.orientation.apply(*self._probe.stored_size)
-        for index in wanted:
-            with wrap_errors(self.info.path, "decode", NAME):
-                # one frame at a time and by number: a slice of decord's reader is not what it seems
-                picture = _to_numpy(self._reader[index])
-                if picture.shape != (height, width, 3):
-                    found = f"{picture.shape[1]}x{picture.shape[0]}"
-                    reason = f"decord gives pictures of {found} instead of {width}x{height}; {_WAY_OUT}"
-                    raise self._file.refusal(reason, stage="decode")
-            yield index, torch.from_numpy(picture)
 
 
 def _import_decord() -> ModuleType:
@@ -101,21 +61,23 @@ def _import_decord() -> ModuleType:
     return module
 
 
-def _weakness(found: Probe) -> str | None:
+def _weakness(found: Probe, file: GuardedFile) -> str | None:
     """What decord 0.6 is known to read wrongly, as measured on files with numbered frames."""
     info = found.info
     if info.container == "mpegts":
         return "MPEG-TS"
     if info.codec in ("av1", "gif"):
         return info.codec.upper()
-    if info.codec == "hevc" and len(found.key_indices) > 1:
-        return "HEVC with several key frames (open groups of pictures)"
     if found.num_hidden:
         return "a file with an edit list that cuts frames off"
     if info.times == "counted":
         return "a file without presentation times"
     if found.orientation.mirrored:
         return "a mirrored picture"
+    if found.has_open_groups:
+        return "frames that stand behind a key frame and are shown before it (open groups of pictures)"
+    if not key_frames_hold(found, file):
+        return "key frames that decoding cannot start from (intra refresh, or a false table)"
     return None
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Stage = Literal["open", "decode"]
+Stage = Literal["open", "decode", "timeout", "crash"]
+Decoder = Literal["auto", "pyav", "decord", "torchcodec"]
 
 
 class VideoError(Exception):
@@ -26,6 +27,10 @@ class VideoError(Exception):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason} (decoder {self.decoder})"
+
+
+class ContradictionError(VideoError):
+    """Frames come back at other times than the packets say: another decoder may still be right."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,19 @@ class Limits:
     max_result_bytes: int = 10**9
     """Of the frames that one call returns; smaller with a `size`."""
     max_streams: int = 16
+    timeout_seconds: float = 60.0
+    """Wall clock of one file in a worker process; its processor time may be twice as long."""
+    max_memory_bytes: int = 4 * 1024**3
+    """Address space that one file may take in a worker process, beyond what the process starts with."""
+    max_deaths: int = 2
+    """Worker processes that one file may kill before it is given up."""
+    files_per_worker: int = 200
+    """After so many a worker process is replaced: decoders lose memory."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name} ({value}) must be above 0")
 
 
 DEFAULT_LIMITS = Limits()

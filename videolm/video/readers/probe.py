@@ -51,11 +51,15 @@ class Probe:
     time_base: Fraction
     key_indices: Sequence[int]
     """Positions in `pts` of the frames from which decoding can start."""
+    has_open_groups: bool
+    """Frames that are shown before a key frame may follow it in the file, and need what was before it."""
     num_hidden: int
     """Packets whose frames are cut off by an edit list."""
     stored_size: tuple[int, int]
     """(height, width) of the decoded picture, before it is turned."""
     orientation: Orientation
+    stream_index: int
+    """Of the video stream in the file."""
     end_pts: int
     """End of the last frame, in units of time_base."""
 
@@ -66,6 +70,10 @@ class Probe:
     def pts_seconds(self) -> Float[Tensor, " n"]:
         """The presentation times of all frames."""
         return torch.tensor([self.seconds(index) for index in range(len(self.pts))], dtype=torch.float64)
+
+    def key_pts_seconds(self) -> Float[Tensor, " n"]:
+        """The presentation times of the frames from which decoding can start; of the first if none is shown."""
+        return torch.tensor([self.seconds(index) for index in self.key_indices or [0]], dtype=torch.float64)
 
     def index_at(self, seconds: float) -> int:
         """The frame that is shown at a moment: the last whose time is not later."""
@@ -107,6 +115,8 @@ def video_stream(container: InputContainer, file: GuardedFile) -> VideoStream:
         raise file.refusal("no decoder for the codec of the video stream")
     check_pixels(codec_context.width, codec_context.height, file)
     codec_context.options = _decoder_limit(file)
+    # several files are decoded at once by several workers; more threads a file only cost
+    codec_context.thread_count = 1
     return stream
 
 
@@ -122,6 +132,15 @@ def check_pixels(width: int, height: int, file: GuardedFile) -> None:
         raise file.refusal(f"{file.limits.max_pixels / 1e6:.1f} M pixels allowed (max_pixels), {found}")
 
 
+def check_shape(shape: Sequence[int], index: int, found: Probe, file: GuardedFile) -> None:
+    """Refuse an upright picture of another (height, width) than the first one of the file."""
+    height, width = found.orientation.apply(*found.stored_size)
+    if tuple(shape) != (height, width):
+        at = found.seconds(index)
+        reason = f"the picture is {width}x{height} at first and {shape[1]}x{shape[0]} at {at:.6f} s"
+        raise file.refusal(reason, stage="decode")
+
+
 def packets_from_first_key(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
     """The packets of a stream from its first key frame on, with the empty one at the end."""
     started = False
@@ -129,6 +148,12 @@ def packets_from_first_key(container: InputContainer, stream: VideoStream) -> It
         started = started or packet.is_keyframe
         if started or not packet.size:
             yield packet
+
+
+def shows_frame(packet: Packet[VideoStream]) -> bool:
+    """Whether a packet with data is for a frame that is shown, and not only for others to refer to."""
+    # VP8: bit 4 of a frame says so; elsewhere a packet holds a shown frame
+    return packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
 
 
 def probe(file: GuardedFile) -> Probe:
@@ -172,7 +197,19 @@ def probe(file: GuardedFile) -> Probe:
             decoder=file.decoder,
         )
         stored_size = (first.height, first.width)
-    return Probe(info, pts, time_base, keys, num_hidden, stored_size, orientation, end_pts)
+        index = stream.index
+    return Probe(
+        info=info,
+        pts=pts,
+        time_base=time_base,
+        key_indices=keys,
+        has_open_groups=_has_open_groups(shown),
+        num_hidden=num_hidden,
+        stored_size=stored_size,
+        orientation=orientation,
+        stream_index=index,
+        end_pts=end_pts,
+    )
 
 
 def with_square_pixels(found: Probe) -> Probe:
@@ -199,7 +236,6 @@ def _read(
     first: VideoFrame | None = None
     shown: list[_Shown] = []
     num_hidden = 0
-    is_vp8 = stream.codec_context.name == "vp8"
     for packet in packets_from_first_key(container, stream):
         if first is None:
             first = next((frame for frame in packet.decode() if not frame.is_corrupt), None)
@@ -209,8 +245,7 @@ def _read(
             raise file.refusal(f"{file.limits.max_packets:,} packets allowed (max_packets), more found")
         if packet.is_discard:
             num_hidden += 1
-        # VP8: bit 4 of a frame says whether it is shown or only predicted from
-        elif not is_vp8 or memoryview(packet)[0] & 0x10:
+        elif shows_frame(packet):
             shown.append(_Shown(packet.pts, packet.duration or 0, packet.is_keyframe))
     if first is None or not shown:
         raise file.refusal("no frame of the video stream can be decoded")
@@ -242,6 +277,16 @@ def _times(
             f"presentation times repeat ({float(value * stream.time_base):.6f} s {count} times)"
         )
     return "stored", sorted(counts)
+
+
+def _has_open_groups(shown: list[_Shown]) -> bool:
+    key: int | None = None
+    for packet in shown:
+        if packet.is_keyframe:
+            key = packet.pts
+        elif key is not None and packet.pts is not None and packet.pts < key:
+            return True
+    return False
 
 
 def _constant_rate(stream: VideoStream, file: GuardedFile) -> Fraction:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 
 import av
 import torch
@@ -11,31 +12,32 @@ from av.container import InputContainer
 from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
-from videolm.types import Clip, VideoInfo
-from videolm.video.readers.collect import collect
+from videolm.video.readers.collect import ProbedReader
 from videolm.video.readers.guard import GuardedFile, Limits, VideoError, open_guarded, wrap_errors
 from videolm.video.readers.probe import (
     Orientation,
     Probe,
+    check_shape,
     open_container,
-    packets_from_first_key,
     probe,
     video_stream,
     with_square_pixels,
 )
+from videolm.video.readers.walks import in_order, needed_only, num_decoded, restarts_need_proof
 
 NAME = "pyav"
 # Without them swscale is faster and off by up to 80 of 255 at edges of colour.
 _SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int"
 # The filters of each number of quarter turns counter-clockwise.
 _TURNS: list[list[str]] = [[], ["transpose=cclock"], ["hflip", "vflip"], ["transpose=clock"]]
-# A shorter walk is decoded in order: that cannot go wrong, and a seek saves little.
-_MIN_WALK_TO_SEEK = 500
-# Containers with an index of their key frames.
-_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+
+Walk = Callable[
+    [InputContainer, VideoStream, Probe, Sequence[int], GuardedFile], Iterator[tuple[int, VideoFrame]]
+]
+"""One way to go through a file: `walks.in_order`, or `walks.needed_only` with its choice made."""
 
 
 def version() -> str:
@@ -43,89 +45,67 @@ def version() -> str:
     return f"{av.__version__} (FFmpeg {av.ffmpeg_version_info})"
 
 
-def open_reader(path: str, *, limits: Limits, square_pixels: bool) -> PyAVReader:
+def open_reader(path: str, *, limits: Limits, square_pixels: bool) -> ProbedReader:
     """Check the file, walk its packets once, and leave it ready to be asked for frames."""
     file = open_guarded(path, limits=limits, decoder=NAME)
     try:
         with wrap_errors(path, "open", NAME):
             found = probe(file)
-        return PyAVReader(file, with_square_pixels(found) if square_pixels else found)
+        return ProbedReader(
+            file, with_square_pixels(found) if square_pixels else found, CarefulPictures(file, found)
+        )
     except BaseException:
         file.close()
         raise
 
 
-class PyAVReader:
-    """See VideoReader. Decodes in order, or from key frames where that is shorter and proved to be right."""
+class CarefulPictures:
+    """The pictures of one file. Goes the short way while that keeps its word, and the whole way after."""
 
     def __init__(self, file: GuardedFile, found: Probe) -> None:
         self._file = file
         self._probe = found
-        self._is_open = True
+        # counted frames are only known by their number in the whole file
+        self.takes_short_way = found.info.times == "stored"
+        self.restarts_proved: bool | None = None if restarts_need_proof(found) else True
 
-    @property
-    def info(self) -> VideoInfo:
-        """What the first pass found."""
-        return self._probe.info
-
-    @property
-    def pts_seconds(self) -> Float[Tensor, " n"]:
-        """All times at which a new frame is shown."""
-        return self._probe.pts_seconds()
-
-    def frames_at(
-        self, seconds: Sequence[float] | Float[Tensor, " frames"], *, size: int | None = None
-    ) -> Clip:
-        """The frames shown at these moments; see VideoReader."""
-        return collect(self._probe, seconds, size=size, limits=self._file.limits, pictures=self._pictures)
-
-    def close(self) -> None:
-        """Give the file back; a second call does nothing."""
-        if self._is_open:
-            self._is_open = False
-            self._file.close()
-
-    def __enter__(self) -> PyAVReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _pictures(self, wanted: Sequence[int]) -> Iterator[tuple[int, UInt8[Tensor, "height width 3"]]]:
+    def __call__(self, wanted: Sequence[int]) -> Iterator[tuple[int, UInt8[Tensor, "height width 3"]]]:
         """The decoded pictures of these frames (ascending, each once), turned upright."""
-        if not self._is_open:
-            raise ValueError(f"{self.info.path}: the reader is closed")
-        with (
-            wrap_errors(self.info.path, "decode", NAME),
-            open_container(self._file) as container,
-        ):
-            stream = video_stream(container, self._file)
-            seeking = self._seeks_pay(wanted) and self._seeks_are_right()
-            walk = self._walk_by_keys if seeking else self._walk_in_order
-            for index, frame in walk(container, stream, wanted):
-                if frame.is_corrupt:
-                    reason = f"the frame at {self._probe.seconds(index):.6f} s is damaged"
-                    raise self._file.refusal(reason, stage="decode")
-                yield index, to_rgb(frame, self._probe.orientation)
+        left = list(wanted)
+        if self.takes_short_way:
+            restarts = self._restarts(left)
+            self._check_length(num_decoded(self._probe, left, restarts=restarts))
+            try:
+                for index, frame in self._walk(partial(needed_only, restarts=restarts), list(left)):
+                    yield index, self._picture(frame, index)
+                    left.remove(index)
+            except VideoError:
+                # not swallowed: the walk in order that follows says what is wrong, if more than the way is
+                self.takes_short_way = False
+                if self._whole_length(left) > self._file.limits.max_walked_frames:
+                    raise
+        if left:
+            self._check_length(self._whole_length(left))
+            for index, frame in self._walk(in_order, left):
+                yield index, self._picture(frame, index)
 
-    def _walk_in_order(
-        self, container: InputContainer, stream: VideoStream, wanted: Sequence[int]
-    ) -> Iterator[tuple[int, VideoFrame]]:
-        """From the start of the file."""
-        counted = self.info.times == "counted"
-        self._check_walk(self.info.num_frames if counted else wanted[-1] + 1)
-        yield from self._pick(self._decode(container, stream), wanted)
+    def _walk(self, walk: Walk, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+        with wrap_errors(self._file.path, "decode", NAME), open_container(self._file) as container:
+            yield from walk(container, video_stream(container, self._file), self._probe, wanted, self._file)
 
-    def _walk_by_keys(
-        self, container: InputContainer, stream: VideoStream, wanted: Sequence[int]
-    ) -> Iterator[tuple[int, VideoFrame]]:
-        """From the last key frame before each group of wanted frames."""
-        self._check_walk(self._walk_length_by_keys(wanted))
-        for key, group in self._by_key(wanted):
-            container.seek(self._probe.pts[key], stream=stream)
-            yield from self._pick(self._decode(container, stream, after_seek_to=key), group)
+    def _picture(self, frame: VideoFrame, index: int) -> UInt8[Tensor, "height width 3"]:
+        if frame.is_corrupt:
+            reason = f"the frame at {self._probe.seconds(index):.6f} s is damaged"
+            raise self._file.refusal(reason, stage="decode")
+        orientation = self._probe.orientation
+        check_shape(orientation.apply(frame.height, frame.width), index, self._probe, self._file)
+        with wrap_errors(self._file.path, "decode", NAME):
+            return to_rgb(frame, orientation)
 
-    def _check_walk(self, num_frames: int) -> None:
+    def _whole_length(self, wanted: Sequence[int]) -> int:
+        return wanted[-1] + 1 + self._probe.num_hidden if wanted else 0
+
+    def _check_length(self, num_frames: int) -> None:
         allowed = self._file.limits.max_walked_frames
         if num_frames > allowed:
             reason = (
@@ -133,97 +113,32 @@ class PyAVReader:
             )
             raise self._file.refusal(reason, stage="decode")
 
-    def _decode(
-        self, container: InputContainer, stream: VideoStream, *, after_seek_to: int | None = None
-    ) -> Iterator[tuple[int, VideoFrame]]:
-        """(time in units of the probe, frame) of everything from here on, ascending."""
-        counted = self.info.times == "counted"
-        before: int | None = None
-        for number, frame in enumerate(
-            frame for packet in packets_from_first_key(container, stream) for frame in packet.decode()
-        ):
-            pts = number if counted else frame.pts
-            if pts is None:
-                raise self._file.refusal("a decoded frame has no presentation time", stage="decode")
-            if before is None and after_seek_to is not None and pts > self._probe.pts[after_seek_to]:
-                reason = f"a seek to {self._probe.seconds(after_seek_to):.6f} s went too far"
-                raise self._file.refusal(reason, stage="decode")
-            if before is not None and pts <= before:
-                at = float(pts * self._probe.time_base)
-                reason = f"presentation times do not ascend: {at:.6f} s comes back too late"
-                raise self._file.refusal(reason, stage="decode")
-            before = pts
-            if (frame.height, frame.width) != self._probe.stored_size:
-                height, width = self._probe.stored_size
-                at = float(pts * self._probe.time_base)
-                reason = (
-                    f"the picture is {width}x{height} at first and {frame.width}x{frame.height} at {at:.6f} s"
-                )
-                raise self._file.refusal(reason, stage="decode")
-            yield pts, frame
-
-    def _pick(
-        self, decoded: Iterator[tuple[int, VideoFrame]], wanted: Sequence[int]
-    ) -> Iterator[tuple[int, VideoFrame]]:
-        """Of the decoded frames the wanted ones, each with exactly its time; an error if one is missing."""
-        missing = {self._probe.pts[index]: index for index in wanted}
-        # counted frames are only known by their number if none of the whole file is lost
-        last = self._probe.pts[-1 if self.info.times == "counted" else wanted[-1]]
-        pts = -1
-        for pts, frame in decoded:
-            if pts in missing:
-                yield missing.pop(pts), frame
-            if pts >= last:
-                break
-        if self.info.times == "counted" and pts != last:
-            reason = (
-                f"{pts + 1} frames come out of {last + 1} packets that have no times: which is which is lost"
-            )
-            raise self._file.refusal(reason, stage="decode")
-        if missing:
-            at = self._probe.seconds(min(missing.values()))
-            reason = f"the frame at {at:.6f} s does not come out of the decoder"
-            raise self._file.refusal(reason, stage="decode")
-
-    def _by_key(self, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
-        """Wanted frames grouped by the key frame that decoding has to start from."""
-        groups: dict[int, list[int]] = {}
+    def _restarts(self, wanted: Sequence[int]) -> bool:
+        """Whether to start from key frames: they are known to be right, or are once that is worth a proof."""
         keys = self._probe.key_indices
-        position = 0
-        for index in wanted:
-            while position + 1 < len(keys) and keys[position + 1] <= index:
-                position += 1
-            groups.setdefault(keys[position], []).append(index)
-        return list(groups.items())
+        if self.restarts_proved is None and len(keys) > 1 and keys[0] == 0:
+            by_keys, from_start = (num_decoded(self._probe, wanted, restarts=r) for r in (True, False))
+            if keys[1] + 2 + by_keys < from_start / 2:
+                self.restarts_proved = self._prove_restarts()
+        return bool(self.restarts_proved)
 
-    def _walk_length_by_keys(self, wanted: Sequence[int]) -> int:
-        return sum(group[-1] - key + 1 for key, group in self._by_key(wanted))
+    def _prove_restarts(self) -> bool:
+        """Whether the second key frame is the same picture after a restart as when decoded in order.
 
-    def _seeks_pay(self, wanted: Sequence[int]) -> bool:
-        keys = self._probe.key_indices
-        can_seek = self.info.container in _SEEKABLE and len(keys) > 1 and keys[0] == 0
-        if not can_seek or wanted[-1] < _MIN_WALK_TO_SEEK:
-            return False
-        proof = keys[1] + 1
-        return proof + self._walk_length_by_keys(wanted) < wanted[-1] / 2
-
-    def _seeks_are_right(self) -> bool:
-        """Whether the second key frame is the same picture after a seek as when decoded in order.
-
-        Some files keep what later key frames need only at their start: after a seek such a file can give a
+        Some files keep what later key frames need only at their start: without it such a file can give a
         picture of the right time in wrong colours.
         """
         key = self._probe.key_indices[1]
-        pictures = []
         try:
-            for walk in (self._walk_in_order, self._walk_by_keys):
-                with wrap_errors(self.info.path, "decode", NAME), open_container(self._file) as container:
-                    stream = video_stream(container, self._file)
-                    pictures += [to_rgb(frame, Orientation()) for _, frame in walk(container, stream, [key])]
+            one, other = (
+                to_rgb(frame, Orientation())
+                for walk in (in_order, partial(needed_only, restarts=True))
+                for _, frame in self._walk(walk, [key])
+            )
         except VideoError:
-            # not swallowed: the walk in order that follows says what is wrong, if more than the seek is
+            # not swallowed: the walk from the start that follows says what is wrong
             return False
-        return torch.equal(*pictures)
+        return torch.equal(one, other)
 
 
 def to_rgb(frame: VideoFrame, orientation: Orientation) -> UInt8[Tensor, "height width 3"]:
@@ -234,7 +149,8 @@ def to_rgb(frame: VideoFrame, orientation: Orientation) -> UInt8[Tensor, "height
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
     )
     filters = (["hflip"] if orientation.mirrored else []) + _TURNS[orientation.turns]
-    filters += [f"scale=flags={_SCALE_FLAGS}", "format=rgb24"]
+    # three planes, which become rgb24 below: the same values in half the time
+    filters += [f"scale=flags={_SCALE_FLAGS}", "format=gbrp"]
     nodes = [graph.add(name, args or None) for name, _, args in (text.partition("=") for text in filters)]
     graph.link_nodes(source, *nodes, graph.add("buffersink"))
     graph.configure()
