@@ -12,17 +12,21 @@ from videolm.cli.output import print_json, print_table, reporting
 
 
 def models(format: OutputFormat = Format.table, verbose: Verbose = False) -> None:
-    """List the models that ship with the package."""
+    """List the models that ship with the package, and those of others that are known to load."""
     with reporting(verbose):
         known = [asdict(model) for model in videolm.list_models()]
         if format is Format.json:
             print_json(known)
         else:
-            columns = ("name", "trained", "licence", "weights_sha256", "scores")
-            print_table(columns, [[_short(model[column]) for column in columns] for model in known])
+            columns = ("name", "layout", "num_parameters", "licence", "source", "weights_sha256", "scores")
+            print_table(columns, [[_short(column, model[column]) for column in columns] for model in known])
 
 
-def _short(value: Any) -> str:
+def _short(column: str, value: Any) -> str:
+    if not value:
+        return "not measured here" if column == "scores" else "not checked here"
+    if isinstance(value, int):
+        return f"{value / 1e6:.0f} M"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {number}" for key, number in value.items())
     text = str(value)

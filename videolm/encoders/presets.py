@@ -1,8 +1,11 @@
 """Model sizes: a preset is a function with numbers in it."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
+from torch import nn
+
+from videolm.encoders.aggregators import SequenceLSTM, SequenceTransformer
 from videolm.encoders.clip import ImageTower, TextTower
 from videolm.encoders.temporal import DividedTemporal
 from videolm.encoders.video_clip import VideoCLIP
@@ -28,7 +31,7 @@ class CLIPShape:
     eos_token_id: int
     """A sentence is read at the first of these."""
     joint_dim: int
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
     layer_norm_eps: float = 1e-5
     temporal: Literal["none", "divided"] = "none"
     max_frames: int = 8
@@ -37,6 +40,15 @@ class CLIPShape:
     """True for a start from CLIP, False for training from scratch."""
     temporal_layers: list[int] | None = None
     """Vision blocks that get the temporal module, from 0; None: every one."""
+    family: Literal["clip", "siglip"] = "clip"
+    """siglip: no class token but an attention pool; text without causal mask, padded, read at its last place."""
+    aggregator: Literal["mean", "transformer", "lstm"] = "mean"
+    """What sees the frame embeddings before they are averaged."""
+    aggregator_depth: int = 4
+    """Layers of the transformer, as the next two."""
+    aggregator_heads: int = 8
+    aggregator_frames: int = 77
+    """Rows of its frame position; longer clips are refused."""
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if f.type is int and f.name != "eos_token_id"):
@@ -54,10 +66,19 @@ class CLIPShape:
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
             if width % heads:
                 raise ValueError(f"{tower}_width ({width}) must be a multiple of {tower}_heads ({heads})")
-        if self.activation not in ("quick_gelu", "gelu"):
-            raise ValueError(f"activation ({self.activation!r}) must be 'quick_gelu' or 'gelu'")
-        if self.temporal not in ("none", "divided"):
-            raise ValueError(f"temporal ({self.temporal!r}) must be 'none' or 'divided'")
+        for field in fields(self):
+            choices, value = get_args(field.type), getattr(self, field.name)
+            if get_origin(field.type) is Literal and value not in choices:
+                raise ValueError(f"{field.name} ({value!r}) must be one of {', '.join(map(repr, choices))}")
+        if self.family == "siglip" and self.joint_dim != self.vision_width:
+            raise ValueError(
+                f"joint_dim ({self.joint_dim}) must be vision_width ({self.vision_width}) in a siglip, whose image "
+                "tower has no projection"
+            )
+        if self.aggregator == "transformer" and self.joint_dim % self.aggregator_heads:
+            raise ValueError(
+                f"joint_dim ({self.joint_dim}) must be a multiple of aggregator_heads ({self.aggregator_heads})"
+            )
         if not self.layer_norm_eps > 0:
             raise ValueError(f"layer_norm_eps ({self.layer_norm_eps}) must be above 0")
         for layer in self.temporal_layers or ():
@@ -91,6 +112,7 @@ def build_video_clip(shape: CLIPShape) -> VideoCLIP:
         joint_dim=shape.joint_dim,
         activation=shape.activation,
         layer_norm_eps=shape.layer_norm_eps,
+        pooling="attention" if shape.family == "siglip" else "class_token",
         pre=pre,
     )
     text = TextTower(
@@ -104,8 +126,22 @@ def build_video_clip(shape: CLIPShape) -> VideoCLIP:
         joint_dim=shape.joint_dim,
         activation=shape.activation,
         layer_norm_eps=shape.layer_norm_eps,
+        pooling="last" if shape.family == "siglip" else "end_token",
     )
-    return VideoCLIP(vision=vision, text=text)
+    return VideoCLIP(
+        vision=vision, text=text, aggregator=_aggregator(shape), has_logit_bias=shape.family == "siglip"
+    )
+
+
+def _aggregator(shape: CLIPShape) -> nn.Module | None:
+    if shape.aggregator == "transformer":
+        return SequenceTransformer(
+            width=shape.joint_dim,
+            depth=shape.aggregator_depth,
+            num_heads=shape.aggregator_heads,
+            max_frames=shape.aggregator_frames,
+        )
+    return SequenceLSTM(width=shape.joint_dim) if shape.aggregator == "lstm" else None
 
 
 def clip_vit_b32() -> CLIPShape:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from videolm.encoders.clip import Grid
+from videolm.encoders.blocks import Grid
 from videolm_kernels import temporal_attention
 
 

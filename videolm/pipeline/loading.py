@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from videolm.encoders.presets import CLIPShape, build_video_clip
 from videolm.encoders.video_clip import VideoCLIP
-from videolm.encoders.weights import read_clip_folder, weights_sha256
+from videolm.encoders.weights import Weights, read_weights, weights_sha256
+from videolm.files import read_json
+from videolm.pipeline.known import KNOWN_MODELS, KnownModel
+from videolm.pipeline.processors import read_preprocess
 from videolm.pipeline.video_lm import FORMAT_VERSION, VideoLM, to_float32
 from videolm.search.index import Index, read_description, read_index
-from videolm.search.shards import read_json
 from videolm.text.tokenizer import Tokenizer, load_tokenizer
 from videolm.types import ModelInfo
 from videolm.video.samplers import Sampler
 from videolm.video.transforms import Preprocess
 
 _ASSETS = Path(__file__).parent.parent / "assets"
+# What a download asks for: the small files, and the first of these weights that the model has.
+_SMALL_FILES = ["*.json", "*.txt", "*.txt.gz"]
+_WEIGHTS = [
+    "model*.safetensors",
+    "open_clip_model*.safetensors",
+    "pytorch_model*.bin",
+    "open_clip_pytorch_model.bin",
+]
 _CARD_KEYS = frozenset({"format", "shape", *ModelInfo.__dataclass_fields__})
 # What CLIP4Clip and most of its successors look at.
 _CLIP_SAMPLER = Sampler("segment_middle", num_frames=12)
@@ -41,17 +53,19 @@ def load(
     revision: str | None = None,
     allow_untrained: bool = False,
 ) -> VideoLM:
-    """A model by name: "mini", which ships with the package; a folder; or the id of a model on the hub.
+    """A model by name: "mini", which ships with the package; a path; or the id of a model on the hub.
 
-    Folder and hub (Hugging Face) hold what `VideoLM.save` wrote or a CLIP in transformers' layout.
-    `device="auto"` is cuda where there is one; `dtype="auto"` is float32, so that vectors made on one machine
-    fit those made on another.
+    Path and hub (Hugging Face; `hf-hub:` before the id is open_clip's way to say it) hold what `VideoLM.save`
+    wrote, or weights of CLIP, MetaCLIP, SigLIP or CLIP4Clip in the layout of transformers, OpenAI, open_clip or
+    CLIP4Clip: a file, or the folder it lies in. What it is its content says.
+    `device="auto"` is cuda where there is one; `dtype="auto"` is bfloat16 for a model of some size where the
+    device is faster with it, else float32 (see `pipeline.precision`).
     `revision` is a commit or tag of the hub. With HF_HUB_OFFLINE=1 only what was downloaded before is used.
     A model without trained weights warns, and refuses to index unless `allow_untrained`.
     """
-    folder, source = _find_folder(name, revision)
-    read = _read_own_folder if (folder / "videolm.json").exists() else _read_clip
-    model = read(folder, source, device=device, dtype=dtype, allow_untrained=allow_untrained)
+    path, source = _find(name, revision)
+    read = _read_own_folder if (path / "videolm.json").exists() else _read_foreign
+    model = read(path, source, device=device, dtype=dtype, allow_untrained=allow_untrained)
     if not model.trained:
         warnings.warn(
             f"{model.info.name} has untrained weights: what comes out of it means nothing", stacklevel=2
@@ -59,9 +73,40 @@ def load(
     return model
 
 
-def list_models() -> list[ModelInfo]:
-    """The models that ship with the package."""
-    return [_card_info(read_json(path), path) for path in sorted(_ASSETS.glob("*/videolm.json"))]
+def list_models() -> list[KnownModel]:
+    """The models that ship with the package, and then those of others that are known to load."""
+    return [*(_shipped(path) for path in sorted(_ASSETS.glob("*/videolm.json"))), *KNOWN_MODELS]
+
+
+def of_weights(
+    weights: Weights,
+    *,
+    name: str,
+    licence: str = "unknown",
+    source: str | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | Literal["auto"] = "auto",
+    allow_untrained: bool = False,
+) -> VideoLM:
+    """A model of weights in another project's layout, with the tokenizer and processor settings beside them.
+
+    The files do not say whether it is trained, so it counts as trained.
+    """
+    folder = weights.file.parent
+    return VideoLM(
+        _with_weights(weights.shape, weights.state, weights.file),
+        shape=weights.shape,
+        tokenizer=_read_tokenizer(folder, weights.shape),
+        preprocess=read_preprocess(folder, weights.shape),
+        sampler=_CLIP_SAMPLER,
+        name=name,
+        trained=True,
+        licence=licence,
+        source=source,
+        device=device,
+        dtype=dtype,
+        allow_untrained=allow_untrained,
+    )
 
 
 def open_index(folder: str | os.PathLike[str], model: VideoLM | None = None) -> Index:
@@ -88,7 +133,8 @@ def open_index(folder: str | os.PathLike[str], model: VideoLM | None = None) -> 
             f"{model.info.name!r} (weights {model.info.weights_sha256[:12]}); their vectors are of two kinds"
         )
     identity = json.loads(json.dumps(model.identity()))
-    if differing := [key for key, value in identity.items() if description["settings"].get(key) != value]:
+    settings = _with_new_defaults(description["settings"])
+    if differing := [key for key, value in identity.items() if settings.get(key) != value]:
         raise ValueError(
             f"{folder} was made by {made_by['name']!r}; {model.info.name!r} has the same weights but another "
             f"{' and '.join(differing)}"
@@ -96,8 +142,18 @@ def open_index(folder: str | os.PathLike[str], model: VideoLM | None = None) -> 
     return read_index(folder, encode_text=model.encode_text)
 
 
-def _find_folder(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str]:
-    """The folder of a model, and what finds it again from anywhere."""
+def _with_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an index; what could not be chosen yet when it was made has the default of today."""
+    kinds = {"shape": CLIPShape, "preprocessing": Preprocess}
+    try:
+        return {**settings, **{key: asdict(kind(**settings[key])) for key, kind in kinds.items()}}
+    # Of another version, or damaged: it will differ as it is.
+    except (KeyError, TypeError, ValueError):
+        return settings
+
+
+def _find(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str]:
+    """The folder or file of a model, and what finds it again from anywhere."""
     if name == "mini":
         folder = _ASSETS / "mini"
         if not (folder / "videolm.json").exists():
@@ -106,85 +162,55 @@ def _find_folder(name: str | os.PathLike[str], revision: str | None) -> tuple[Pa
                 "name a folder, or the id of a CLIP on the Hugging Face hub"
             )
         return folder, "mini"
-    if str(name) and Path(name).is_dir():
+    if str(name) and Path(name).exists():
         return Path(name), os.path.abspath(name)
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    hub_id = str(name).removeprefix("hf-hub:")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         raise FileNotFoundError(
-            f"model {str(name)!r} is neither 'mini', nor a folder, nor a hub id like 'owner/name'"
+            f"model {str(name)!r} is neither 'mini', nor a folder, nor a hub id like 'owner/name', nor a file"
         )
-    return _download(name, revision), name
+    return _download(hub_id, revision), hub_id
 
 
 def _download(name: str, revision: str | None) -> Path:
     try:
-        folder = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=["*.json", "*.txt", "*.safetensors"]
-        )
-        if not list(Path(folder).glob("*.safetensors")):
-            folder = huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=["pytorch_model*.bin"]
+        for weights in _WEIGHTS:
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    name, revision=revision, allow_patterns=[*_SMALL_FILES, weights]
+                )
             )
+            if list(folder.glob(weights)):
+                break
     except (OSError, HFValidationError) as error:
         raise FileNotFoundError(
             f"model {name!r} is no folder here, and cannot be had from the Hugging Face hub"
             f"{f' at revision {revision!r}' if revision else ''}: {error}"
         ) from error
-    return Path(folder)
+    return folder
 
 
-def _read_clip(
-    folder: Path,
+def _read_foreign(
+    path: Path,
     source: str,
     *,
     device: str | torch.device,
     dtype: torch.dtype | Literal["auto"],
     allow_untrained: bool,
 ) -> VideoLM:
-    """A CLIP in transformers' layout; its files do not say whether it is trained, so it counts as trained."""
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(
-            f"{folder} is no model: it has neither videolm.json nor the config.json of a CLIP"
-        )
-    if (kind := read_json(folder / "config.json").get("model_type")) != "clip":
-        raise ValueError(f"{folder / 'config.json'} has model_type {kind!r}, only 'clip' can be read")
-    shape, state = read_clip_folder(folder)
-    return VideoLM(
-        _with_weights(shape, state, folder),
-        shape=shape,
-        tokenizer=_read_tokenizer(folder, shape),
-        preprocess=_clip_preprocess(folder, shape),
-        sampler=_CLIP_SAMPLER,
-        name=source if "/" in source and not Path(source).is_absolute() else folder.resolve().name,
-        trained=True,
+    try:
+        weights = read_weights(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is no model: it has no videolm.json, and {error}") from error
+    is_hub_id = "/" in source and not Path(source).is_absolute()
+    return of_weights(
+        weights,
+        name=source if is_hub_id else path.resolve().name,
         source=source,
         device=device,
         dtype=dtype,
         allow_untrained=allow_untrained,
     )
-
-
-def _clip_preprocess(folder: Path, shape: CLIPShape) -> Preprocess:
-    """The statistics of the folder's processor, CLIP's own where it has none."""
-    settings: dict[str, Any] = {}
-    path = folder / "preprocessor_config.json"
-    if path.exists():
-        settings = read_json(path)
-    elif (path := folder / "processor_config.json").exists():
-        settings = read_json(path).get("image_processor", {})
-    for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
-        if settings.get(key) is False:
-            raise ValueError(
-                f"{path}: {key} is false, but a CLIP is fed resized, cropped and normalised frames"
-            )
-    if settings.get("resample", 3) != 3:
-        raise ValueError(f"{path}: resample is {settings['resample']}, only 3 (bicubic) can be done")
-    for key in ("size", "crop_size"):
-        sides = settings.get(key, {})
-        sides = set(sides.values()) if isinstance(sides, dict) else {sides}
-        if sides - {shape.image_size}:
-            raise ValueError(f"{path}: {key} is {settings[key]}, the tower takes {shape.image_size} pixels")
-    statistics = {name: settings[f"image_{name}"] for name in ("mean", "std") if f"image_{name}" in settings}
-    return Preprocess(image_size=shape.image_size, **statistics)
 
 
 def _read_own_folder(
@@ -239,20 +265,41 @@ def _card_info(card: dict[str, Any], path: Path) -> ModelInfo:
     return ModelInfo(**{name: card[name] for name in ModelInfo.__dataclass_fields__})
 
 
-def _with_weights(shape: CLIPShape, state: dict[str, Tensor], folder: Path) -> VideoCLIP:
+def _shipped(path: Path) -> KnownModel:
+    info = _card_info(read_json(path), path)
+    with safe_open(path.with_name("model.safetensors"), framework="pt") as weights:
+        names = weights.keys()
+        num_parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    return KnownModel(
+        info.name,
+        layout="videolm",
+        num_parameters=num_parameters,
+        licence=info.licence,
+        source="this package",
+        weights_sha256=info.weights_sha256,
+        scores=info.scores,
+    )
+
+
+def _with_weights(shape: CLIPShape, state: dict[str, Tensor], path: Path) -> VideoCLIP:
     # Without memory until it is given the weights, and without a draw from the random generator.
     with torch.device("meta"):
         model = build_video_clip(shape)
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} do not fit its shape: {error}") from error
+        raise ValueError(f"the weights in {path} do not fit its shape: {error}") from error
     return model
 
 
 def _read_tokenizer(folder: Path, shape: CLIPShape) -> Tokenizer | None:
     """The folder's tokenizer; without one the model still encodes videos."""
     try:
-        return load_tokenizer(folder, context_length=shape.context_length, eos_token_id=shape.eos_token_id)
+        return load_tokenizer(
+            folder,
+            context_length=shape.context_length,
+            eos_token_id=shape.eos_token_id,
+            fill_context=shape.family == "siglip",
+        )
     except FileNotFoundError:
         return None

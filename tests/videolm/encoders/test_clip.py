@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
-from videolm.encoders.clip import Block, Grid, ImageTower
+from videolm.encoders.blocks import Block, Grid
+from videolm.encoders.clip import ImageTower
 from videolm.encoders.presets import CLIPShape, build_video_clip, clip_vit_b32
 from videolm.encoders.video_clip import VideoCLIP
-from videolm.encoders.weights import load_clip_state, read_clip_folder
+from videolm.encoders.weights import load_clip_state, read_weights
 
 BASE: dict[str, dict[str, Any]] = {
     "text": {
@@ -53,9 +54,9 @@ def random_clip(text: dict[str, Any], vision: dict[str, Any], *, projection_dim:
 
 def ours_from(theirs: CLIPModel, folder: Path, **changes: Any) -> VideoCLIP:
     theirs.save_pretrained(folder)
-    shape, state = read_clip_folder(folder)
-    model = build_video_clip(replace(shape, **changes)).eval()
-    load_clip_state(model, state)
+    weights = read_weights(folder)
+    model = build_video_clip(replace(weights.shape, **changes)).eval()
+    load_clip_state(model, weights.state)
     return model
 
 

@@ -14,14 +14,10 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from videolm.encoders.presets import build_video_clip, clip_vit_b32
-from videolm.encoders.weights import (
-    from_clip_state,
-    load_clip_state,
-    read_clip_folder,
-    shape_of_clip_config,
-    to_clip_state,
-    weights_sha256,
-)
+from videolm.encoders.weights import load_clip_state, read_weights, weights_sha256
+from videolm.encoders.weights.convert import from_state, to_state
+from videolm.encoders.weights.shapes import shape_of_transformers_config
+from videolm.encoders.weights.tables import TRANSFORMERS_CLIP
 
 LAYER = "vision_model.encoder.layers.1"
 
@@ -54,23 +50,21 @@ def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], None]) ->
 
 def test_round_trip_gives_every_key_and_bit_back(pristine: Path) -> None:
     theirs = load_file(pristine / "model.safetensors")
-    shape, ours = read_clip_folder(pristine)
-    back = to_clip_state(ours)
+    back = to_state(read_weights(pristine).state, layout=TRANSFORMERS_CLIP)
     assert back.keys() == theirs.keys()
     assert all(torch.equal(back[key], theirs[key]) for key in theirs)
-    model = build_video_clip(replace(shape, temporal="divided"))
-    load_clip_state(model, ours)
-    assert to_clip_state(model.state_dict()).keys() == theirs.keys()
 
 
 def test_packed_rows_are_query_key_value(pristine: Path) -> None:
     theirs = load_file(pristine / "model.safetensors")
-    qkv = read_clip_folder(pristine)[1]["vision.blocks.1.attention.qkv.weight"]
+    qkv = read_weights(pristine).state["vision.blocks.1.attention.qkv.weight"]
     for rows, part in zip(qkv.split(12), "qkv", strict=True):
         assert torch.equal(rows, theirs[f"{LAYER}.self_attn.{part}_proj.weight"])
 
 
-@pytest.mark.parametrize("layout", ["sharded", "bin", "float16", "old buffers"])
+@pytest.mark.parametrize(
+    "layout", ["sharded", "bin", "bin of torch before 1.6", "float16", "state_dict", "module.", "old buffers"]
+)
 def test_other_files_give_the_same_weights(layout: str, pristine: Path, tmp_path: Path) -> None:
     theirs = load_file(pristine / "model.safetensors")
     (tmp_path / "config.json").write_bytes((pristine / "config.json").read_bytes())
@@ -79,6 +73,14 @@ def test_other_files_give_the_same_weights(layout: str, pristine: Path, tmp_path
         assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     elif layout == "bin":
         torch.save(theirs, tmp_path / "pytorch_model.bin")
+    elif layout == "bin of torch before 1.6":
+        torch.save(theirs, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    elif layout == "state_dict":
+        torch.save({"state_dict": theirs, "epoch": 3}, tmp_path / "pytorch_model.bin")
+        assert read_weights(tmp_path).left_out == ["epoch"]
+    elif layout == "module.":
+        parallel = {f"module.{key}": tensor for key, tensor in theirs.items()}
+        torch.save(parallel, tmp_path / "pytorch_model.bin")
     elif layout == "float16":
         theirs = {key: tensor.half() for key, tensor in theirs.items()}
         save_file(theirs, tmp_path / "model.safetensors")
@@ -87,9 +89,10 @@ def test_other_files_give_the_same_weights(layout: str, pristine: Path, tmp_path
             f"{tower}_model.embeddings.position_ids": torch.arange(5)[None] for tower in ("text", "vision")
         }
         save_file(theirs | ids, tmp_path / "model.safetensors")
-    state = read_clip_folder(tmp_path)[1]
+    state = read_weights(tmp_path).state
     assert all(tensor.dtype == torch.float32 for tensor in state.values())
-    assert all(torch.equal(back, theirs[key].float()) for key, back in to_clip_state(state).items())
+    back = to_state(state, layout=TRANSFORMERS_CLIP)
+    assert all(torch.equal(tensor, theirs[key].float()) for key, tensor in back.items())
 
 
 def test_a_pickle_with_objects_is_refused_before_it_runs(folder: Path) -> None:
@@ -100,17 +103,17 @@ def test_a_pickle_with_objects_is_refused_before_it_runs(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({"logit_scale": Bomb()}, folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model.bin: cannot be read"):
-        read_clip_folder(folder)
+        read_weights(folder)
     assert not (folder / "went off").exists()
 
 
 def test_a_bin_of_something_else_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    torch.save({"state_dict": {"logit_scale": torch.zeros(())}}, folder / "pytorch_model.bin")
+    torch.save({"model": {"logit_scale": torch.zeros(())}}, folder / "pytorch_model.bin")
     with pytest.raises(
         ValueError, match=r"pytorch_model.bin: cannot be read \(expected a dictionary of tensors"
     ):
-        read_clip_folder(folder)
+        read_weights(folder)
 
 
 # What is done to a good file's keys, and what the error must say.
@@ -134,8 +137,8 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
         r"q_proj.weight is \(24, 12\), but the config asks for \(12, 12\)",
     ),
     "another shape of a scalar": (
-        lambda s: s.update(logit_scale=torch.ones(1)),
-        r"logit_scale is \(1,\), but the config asks for \(\)",
+        lambda s: s.update(logit_scale=torch.ones(2)),
+        r"logit_scale is \(2,\), but the config asks for \(\)",
     ),
     "integers": (lambda s: s.update(logit_scale=torch.tensor(3)), r"logit_scale is torch.int64"),
     "NaN": (
@@ -155,36 +158,45 @@ def test_weights_that_do_not_fit_are_refused_by_name(
 ) -> None:
     change_weights(folder, change)
     with pytest.raises(ValueError, match=f"model.safetensors: .*{message}"):
-        read_clip_folder(folder)
+        read_weights(folder)
 
 
-def test_loading_ours_is_strict_but_for_the_temporal_modules(pristine: Path) -> None:
-    shape, state = read_clip_folder(pristine)
-    model = build_video_clip(replace(shape, temporal="divided"))
-    before = model.vision.blocks[0].pre.qkv.weight.clone()
-    load_clip_state(model, state)
-    assert torch.equal(model.vision.blocks[0].pre.qkv.weight, before)
+@pytest.mark.parametrize("added", [{"temporal": "divided"}, {"aggregator": "lstm"}], ids=str)
+def test_loading_ours_is_strict_but_for_what_is_added(added: dict[str, Any], pristine: Path) -> None:
+    weights = read_weights(pristine)
+    model = build_video_clip(replace(weights.shape, **added))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    load_clip_state(model, weights.state)
+    after = model.state_dict()
+    new = after.keys() - weights.state.keys()
+    assert new
+    assert all(torch.equal(after[name], before[name]) for name in new)
     with pytest.raises(
         ValueError, match=r"1 keys missing \(text.position\) and 1 keys unknown \(text.postion\)"
     ):
         load_clip_state(
-            model, {name.replace("text.position", "text.postion"): t for name, t in state.items()}
+            model, {name.replace("text.position", "text.postion"): t for name, t in weights.state.items()}
         )
 
 
 def test_damaged_and_absent_files_are_named(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"model.safetensors: cannot be read"):
-        read_clip_folder(folder)
+        read_weights(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no weights; looked for model.safetensors"):
-        read_clip_folder(folder)
+        read_weights(folder)
+
+
+def test_a_damaged_or_absent_config_is_named(folder: Path) -> None:
     (folder / "config.json").write_text("[")
-    with pytest.raises(ValueError, match=r"config.json: "):
-        read_clip_folder(folder)
+    with pytest.raises(ValueError, match=r"config.json is not readable as JSON"):
+        read_weights(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"config.json does not exist"):
-        read_clip_folder(folder)
+    with pytest.raises(
+        FileNotFoundError, match=r"config.json does not exist; weights of transformers need it"
+    ):
+        read_weights(folder)
 
 
 def test_an_index_cannot_point_out_of_its_folder(folder: Path) -> None:
@@ -192,11 +204,11 @@ def test_an_index_cannot_point_out_of_its_folder(folder: Path) -> None:
     index = {"weight_map": {"logit_scale": "../elsewhere.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"shard '../elsewhere.safetensors' must be the name of a file"):
-        read_clip_folder(folder)
+        read_weights(folder)
 
 
 def test_config_of_vit_b32_is_the_preset() -> None:
-    assert shape_of_clip_config(CLIPConfig().to_dict()) == clip_vit_b32()
+    assert shape_of_transformers_config(CLIPConfig().to_dict()) == clip_vit_b32()
 
 
 def test_end_token_of_configs_before_2023_is_clips() -> None:
@@ -206,15 +218,20 @@ def test_end_token_of_configs_before_2023_is_clips() -> None:
         "text_config": {"bos_token_id": 0, "eos_token_id": 2},
         "projection_dim": 512,
     }
-    assert shape_of_clip_config(config).eos_token_id == 49407
+    assert shape_of_transformers_config(config).eos_token_id == 49407
     config["text_config"] = {"eos_token_id": 2, "vocab_size": 49410}
-    assert shape_of_clip_config(config).eos_token_id == 49407
+    assert shape_of_transformers_config(config).eos_token_id == 49407
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "siglip"}, r"model_type \('siglip'\) must be 'clip'"),
+        ({"model_type": "bert"}, r"model_type \('bert'\) must be one of 'clip', 'metaclip_2', 'siglip'"),
+        ({"model_type": "siglip2"}, r"'siglip2' is the NaFlex variant"),
+        (
+            {"vision_config": {"hidden_act": "relu"}, "text_config": {"hidden_act": "relu"}},
+            r"hidden_act \('relu'\)",
+        ),
         ({"vision_config": {"num_channels": 4}}, r"num_channels \(4\) must be 3"),
         (
             {"vision_config": {"hidden_act": "gelu"}},
@@ -222,8 +239,9 @@ def test_end_token_of_configs_before_2023_is_clips() -> None:
         ),
         ({"vision_config": {"image_size": [224, 160]}}, r"image_size \(\[224, 160\]\) must be square"),
         ({"text_config": {"eos_token_id": [3, 4]}}, r"eos_token_id \(\[3, 4\]\) must be one number"),
-        ({"text_config": {"hidden_size": 500}}, r"not a CLIP config (.|\n)*500"),
-        ({"text_config": {"num_hidden_layers": "many"}}, r"not a CLIP config .*num_hidden_layers"),
+        ({"text_config": 3}, r"not a config of 'clip'"),
+        ({"text_config": {"hidden_size": 500}}, r"not a config of 'clip' (.|\n)*500"),
+        ({"text_config": {"num_hidden_layers": "many"}}, r"not a config of 'clip' .*num_hidden_layers"),
     ],
 )
 def test_a_config_that_is_no_clip_of_ours_is_refused(
@@ -231,7 +249,7 @@ def test_a_config_that_is_no_clip_of_ours_is_refused(
 ) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "clip"} | change))
     with pytest.raises(ValueError, match=rf"config.json: (.|\n)*{message}"):
-        read_clip_folder(folder)
+        read_weights(folder)
 
 
 def test_hash_knows_names_types_shapes_and_values_and_no_order() -> None:
@@ -258,22 +276,29 @@ def test_hash_is_the_same_on_every_machine() -> None:
 
 
 def test_hash_of_a_module_is_that_of_its_weights(pristine: Path) -> None:
-    shape, state = read_clip_folder(pristine)
-    model = build_video_clip(shape)
-    load_clip_state(model, state)
-    assert weights_sha256(model) == weights_sha256(state)
+    weights = read_weights(pristine)
+    model = build_video_clip(weights.shape)
+    load_clip_state(model, weights.state)
+    assert weights_sha256(model) == weights_sha256(weights.state)
 
 
-def test_unknown_layout_names_the_keys(pristine: Path) -> None:
-    shape, _ = read_clip_folder(pristine)
-    theirs = {f"visual.{i}": torch.zeros(1) for i in range(3)}
-    with pytest.raises(
-        ValueError, match=r"keys missing \(logit_scale, .* and 3 keys unknown \(visual.0, vis"
-    ):
-        from_clip_state(theirs, shape=shape)
+def test_an_unknown_layout_names_some_keys_and_the_known_ones(folder: Path) -> None:
+    save_file({f"backbone.{i}": torch.zeros(1) for i in range(9)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"9 keys like backbone.0, .*no layout .*CLIP4Clip, OpenAI CLIP"):
+        read_weights(folder)
+
+
+def test_two_towers_saved_one_by_one_need_no_temperature(folder: Path) -> None:
+    change_weights(folder, lambda state: state.pop("logit_scale"))
+    config = json.loads((folder / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"1 keys missing \(logit_scale\)"):
+        read_weights(folder)
+    config |= {"architectures": ["CLIPTextModelWithProjection"], "logit_scale_init_value": 3.5}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_weights(folder).state["logit_scale"] == 3.5
 
 
 def test_a_config_with_a_billion_layers_is_refused_at_once(pristine: Path) -> None:
-    shape = replace(read_clip_folder(pristine)[0], vision_depth=10**9)
+    shape = replace(read_weights(pristine).shape, vision_depth=10**9)
     with pytest.raises(ValueError, match=r"asks for 1000000000 \+ 1 layers, but there are only 1 tensors"):
-        from_clip_state({"logit_scale": torch.zeros(())}, shape=shape)
+        from_state({"logit_scale": torch.zeros(())}, layout=TRANSFORMERS_CLIP, shape=shape)

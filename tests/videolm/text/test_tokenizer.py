@@ -1,6 +1,8 @@
 """CLIP's tokenizer against recorded ids, and the project's own word-level one."""
 
+import gzip
 import json
+import shutil
 from inspect import unwrap
 from pathlib import Path
 
@@ -157,3 +159,68 @@ def test_absent_and_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer.json: not a tokenizer"):
         load_tokenizer(tmp_path, context_length=40, eos_token_id=END)
+
+
+BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
+
+
+def test_openais_bpe_file_gives_the_same_ids(tmp_path: Path) -> None:
+    shutil.copy(data_path(f"vocab/{BPE_FILE}"), tmp_path)
+    tokenizer = load_tokenizer(tmp_path, context_length=77, eos_token_id=49407)
+    assert tokenizer.vocabulary_sha256() == clip_tokenizer().vocabulary_sha256()
+    texts = ["A photo of a cat.", "naïve café — it's 3 o'clock", "", "🙂 <|endoftext|>"]
+    assert torch.equal(tokenizer(texts)[0], clip_tokenizer()(texts)[0])
+
+
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"header\na b\n"), gzip.compress(b"\na\n")])
+def test_another_bpe_file_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / BPE_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{BPE_FILE}: (not )?openai/CLIP's vocabulary"):
+        load_tokenizer(tmp_path, context_length=77, eos_token_id=49407)
+
+
+def write_siglip_tokenizer(folder: Path, *, tokenizer_class: str, pad_token: str) -> None:
+    """A vocabulary of letters and pieces, with the special tokens where both SigLIPs have them."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", "▁a", "▁cat", *"abcdefghijklmnopqrstuvwxyz,!"]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=2)
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    folder.mkdir(exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": tokenizer_class, "pad_token": pad_token}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "pad_token", "pad_token_id", "same"),
+    [("SiglipTokenizer", "</s>", 1, "a cat"), ("GemmaTokenizerFast", "<pad>", 0, "a  cat,!")],
+)
+def test_siglips_text_fills_the_context_in_the_form_of_its_training(
+    tokenizer_class: str, pad_token: str, pad_token_id: int, same: str, tmp_path: Path
+) -> None:
+    write_siglip_tokenizer(tmp_path, tokenizer_class=tokenizer_class, pad_token=pad_token)
+    tokenizer = load_tokenizer(tmp_path, context_length=16, eos_token_id=1, fill_context=True)
+    ids, mask = tokenizer(["A  Cat,!"])
+    assert ids.shape == mask.shape == (1, 16)
+    assert torch.equal(ids, tokenizer([same])[0])
+    num_words = int(mask.sum())
+    assert ids[0, num_words - 1] == 1
+    assert ids[0, num_words:].eq(pad_token_id).all()
+    assert 2 not in ids
+
+    tokenizer.save(tmp_path / "again")
+    again = load_tokenizer(tmp_path / "again", context_length=16, eos_token_id=1, fill_context=True)
+    assert torch.equal(again(["A  Cat,!"])[0], ids)
+    again.save(tmp_path / "third")
+    assert (tmp_path / "third/tokenizer.json").read_text() == (tmp_path / "again/tokenizer.json").read_text()
+
+
+def test_damaged_settings_of_a_tokenizer_are_named(tmp_path: Path) -> None:
+    write_siglip_tokenizer(tmp_path, tokenizer_class="SiglipTokenizer", pad_token="</s>")
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config.json: not readable as JSON"):
+        load_tokenizer(tmp_path, context_length=16, eos_token_id=1)

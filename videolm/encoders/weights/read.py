@@ -1,0 +1,149 @@
+"""From a file or folder of any known layout to a shape and weights in our names."""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from videolm.encoders.presets import CLIPShape
+from videolm.encoders.weights.archive import Archive
+from videolm.encoders.weights.convert import from_state
+from videolm.encoders.weights.files import find_weights, read_tensors
+from videolm.encoders.weights.open_clip import parse_open_clip_config
+from videolm.encoders.weights.shapes import Activation, shape_of_state, shape_of_transformers_config
+from videolm.encoders.weights.tables import (
+    CLIP4CLIP,
+    CLIP4CLIP_LSTM,
+    TRANSFORMERS_CLIP,
+    TRANSFORMERS_SIGLIP,
+    Layout,
+    recognise,
+)
+from videolm.files import read_json
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's shape, and its weights in our names as float32."""
+
+    shape: CLIPShape
+    state: dict[str, Tensor]
+    layout: str
+    """The source format, for people."""
+    file: Path
+    left_out: list[str] = field(default_factory=list)
+    """What the file holds beside weights."""
+
+
+def read_weights(
+    path: str | Path, *, activation: Activation | None = None, allow_objects: bool = False
+) -> Weights:
+    """Weights of transformers (CLIP, MetaCLIP, SigLIP), OpenAI, open_clip or CLIP4Clip, recognised by content.
+
+    `path` is the file or its folder. Layouts of transformers need config.json beside the file; open_clip's need
+    open_clip_config.json or `activation`, which the weights do not tell. Nothing in a file is run: objects other
+    than tensors are an error, or with `allow_objects` left out and named. ValueError names the file and what is
+    wrong: keys missing or unknown, a tensor of another shape, a value that is not finite.
+    """
+    path = Path(path)
+    file = find_weights(path) if path.is_dir() else path
+    archive = read_tensors(file, allow_objects=allow_objects)
+    try:
+        layout = recognise(archive.tensors)
+        if layout in (TRANSFORMERS_CLIP, TRANSFORMERS_SIGLIP):
+            shape, theirs = _with_config(archive.tensors, file.parent / "config.json")
+        else:
+            theirs = _fold_layer_scale(archive.tensors)
+            shape = _shape_of(archive, theirs, layout, file, activation)
+        return Weights(
+            shape, from_state(theirs, layout=layout, shape=shape), layout.name, file, archive.left_out
+        )
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _with_config(tensors: Mapping[str, Tensor], path: Path) -> tuple[CLIPShape, Mapping[str, Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; weights of transformers need it")
+    config = read_json(path)
+    shape = _named(path, shape_of_transformers_config, config)
+    if "logit_scale" not in tensors and "CLIPModel" not in (config.get("architectures") or ()):
+        # The two towers saved one by one: the temperature belonged to neither.
+        tensors = {**tensors, "logit_scale": torch.tensor(config.get("logit_scale_init_value", 2.6592))}
+    return shape, tensors
+
+
+def _shape_of(
+    archive: Archive, theirs: Mapping[str, Tensor], layout: Layout, file: Path, activation: Activation | None
+) -> CLIPShape:
+    if layout in (CLIP4CLIP, CLIP4CLIP_LSTM):
+        _warn_of_cross_transformer(theirs, file)
+        has_transformer = "transformerClip.resblocks.0.ln_1.weight" in theirs
+        return shape_of_state(
+            theirs,
+            layout=layout,
+            activation="quick_gelu",
+            aggregator="lstm" if layout == CLIP4CLIP_LSTM else "transformer" if has_transformer else "mean",
+        )
+    # Only files that openai/CLIP wrote carry its resolution.
+    if archive.is_torchscript or "input_resolution" in theirs:
+        return shape_of_state(theirs, layout=layout, activation="quick_gelu")
+    path = file.parent / OPEN_CLIP_CONFIG
+    if path.is_file():
+        config = _named(path, parse_open_clip_config, read_json(path))
+        return shape_of_state(
+            theirs,
+            layout=layout,
+            activation=config.activation,
+            image_size=config.image_size,
+            vision_head_width=config.vision_head_width,
+            text_heads=config.text_heads,
+        )
+    if activation is None:
+        raise ValueError(
+            "nothing says which activation these weights were trained with (OpenAI's: quick_gelu, most of LAION's: "
+            f"gelu); lay their {OPEN_CLIP_CONFIG} beside them, or say it to tools/convert_weights.py"
+        )
+    return shape_of_state(theirs, layout=layout, activation=activation)
+
+
+def _warn_of_cross_transformer(theirs: Mapping[str, Tensor], file: Path) -> None:
+    if any(key.startswith("cross.transformer.") for key in theirs):
+        warnings.warn(
+            f"{file}: its cross transformer is left out; if it was trained to score by it (tightTransf), the "
+            "vectors of its towers alone are worth less",
+            stacklevel=4,
+        )
+
+
+def _fold_layer_scale(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's LayerScale multiplies what a layer adds: the same as rows of its last matrix multiplied."""
+    folded = dict(theirs)
+    for key in theirs:
+        match = re.fullmatch(r"(.*)\.ls_([12])\.gamma", key)
+        if match is None:
+            continue
+        last = f"{match[1]}.{'attn.out_proj' if match[2] == '1' else 'mlp.c_proj'}"
+        gamma = folded.pop(key).float()
+        for name in (f"{last}.weight", f"{last}.bias"):
+            if name in folded and len(folded[name]) == len(gamma):
+                folded[name] = gamma.view(-1, *[1] * (folded[name].ndim - 1)) * folded[name].float()
+            else:
+                raise ValueError(f"{key} has no {name} of its size that it could scale")
+    return folded
+
+
+def _named(path: Path, parse: Callable[[dict[str, Any]], Parsed], config: dict[str, Any]) -> Parsed:
+    try:
+        return parse(config)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
