@@ -114,13 +114,13 @@ def test_a_killed_command_goes_on_where_it_was_and_ends_as_if_nothing_had_been(
 
     opened: list[str] = []
 
-    def note(path: Path, *, decoder: str) -> object:
+    def note(path: Path, **settings: object) -> object:
         opened.append(Path(path).name)
         return open_video(path)
 
-    monkeypatch.setattr("videolm.pipeline.decoding.open_video", note)
+    monkeypatch.setattr("videolm.video.worker.open_video", note)
     model = videolm.load(tmp_path / "model")
-    assert model.extract(videos, tmp_path / "out").num_videos == 60
+    assert model.extract(videos, tmp_path / "out", workers=0).num_videos == 60
     assert len(opened) == 60 - len(finished)
     assert not finished & set(opened)
     model.extract(videos, tmp_path / "straight")

@@ -171,8 +171,45 @@ def test_what_was_encoded_is_not_encoded_again_for_an_index(
     model_folder: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("encode", videos, tmp_path / "out", "--model", model_folder).exit_code == 0
-    monkeypatch.delattr("videolm.pipeline.decoding.open_video")
+    monkeypatch.delattr("videolm.video.isolation.Workers.submit")
     assert run("index", videos, tmp_path / "out", "--model", model_folder).exit_code == 0
+
+
+def test_jobs_that_share_a_folder_make_what_one_run_makes(
+    model_folder: Path, videos: Path, tmp_path: Path
+) -> None:
+    command = ("encode", videos, tmp_path / "out", "--model", model_folder)
+    for index in range(2):
+        done = run(*command, "--shard", f"{index}/2")
+        assert (done.exit_code, done.stdout) == (0, "")
+        assert f"videos into {tmp_path / f'out/parts/{index}-of-2'}" in done.stderr
+    assert run("index", *command[1:]).stderr == f"indexed 3 videos into {tmp_path / 'out'}\n"
+    straight = videolm.load(model_folder).encode_videos(sorted(videos.iterdir()))
+    np.testing.assert_allclose(videolm.open_index(tmp_path / "out").vectors, straight.vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize("shard", ["2/2", "half", "1", "-1/2"])
+def test_a_shard_that_there_is_not_is_exit_code_2(
+    model_folder: Path, videos: Path, tmp_path: Path, shard: str
+) -> None:
+    result = run("encode", videos, tmp_path / "out", "--model", model_folder, "--shard", shard)
+    assert result.exit_code == 2
+    assert shard in result.stderr
+
+
+def test_more_failures_than_allowed_are_exit_code_5(model_folder: Path, mixed: Path, tmp_path: Path) -> None:
+    result = run("encode", mixed, tmp_path / "out", "--model", model_folder, "--max-failures", 1)
+    assert result.exit_code == 5
+    assert "stopped: 2 videos failed, 1 allowed (max_failures); the last: random.mp4: " in result.stderr
+
+
+def test_frames_are_kept_for_the_next_model_on_request(
+    model_folder: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--model", model_folder, "--frame-cache", tmp_path / "cache")
+    assert run("encode", videos, tmp_path / "one", *flags).exit_code == 0
+    monkeypatch.delattr("videolm.video.isolation.Workers.submit")
+    assert run("encode", videos, tmp_path / "two", *flags, "--timeout", 5).exit_code == 0
 
 
 # info, models, doctor
@@ -194,16 +231,19 @@ def test_info_of_no_video_is_exit_code_4(tmp_path: Path) -> None:
 def test_models_lists_what_ships(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("videolm.pipeline.loading._ASSETS", model_folder.parent)
     listed = json.loads(run("models", "--format", "json").stdout)
-    assert [(model["name"], model["trained"], model["scores"]) for model in listed] == [
-        ("tiny", True, {"R@1": 0.5})
+    assert [(model["name"], model["layout"], model["scores"]) for model in listed[:1]] == [
+        ("tiny", "videolm", {"R@1": 0.5})
     ]
-    assert run("models").stdout.splitlines()[1].startswith("tiny\tTrue\tApache-2.0\t")
+    assert listed[1]["weights_sha256"] is None
+    lines = run("models").stdout.splitlines()
+    assert lines[1].startswith("tiny\tvideolm\t0 M\tApache-2.0\tthis package\t")
+    assert lines[2].endswith("\tnot checked here\tnot measured here")
 
 
 def test_doctor_says_versions_decoders_and_kernels() -> None:
     found = json.loads(run("doctor", "--format", "json").stdout)
     assert found["videolm"] == videolm.__version__
-    assert found["decoders"].keys() == {"pyav", "decord"}
+    assert found["decoders"].keys() == {"pyav", "decord", "torchcodec"}
     assert found["kernels"].keys() == {"temporal_attention"}
     assert found["dtype"] == "torch.float32"
     assert any(line.startswith("decoders: pyav\t") for line in run("doctor").stdout.splitlines())

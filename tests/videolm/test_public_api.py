@@ -22,7 +22,8 @@ def parameters(function: object) -> list[str]:
     return [name for name in names if name != "self"]
 
 
-_INDEX_OPTIONS = "num_frames batch_size workers decoder retry_failed overwrite show_progress_bar"
+_READING = "workers decoder timeout frame_cache"
+_RUNNING = "retry_failed overwrite max_failures show_progress_bar"
 
 
 @pytest.mark.parametrize(
@@ -34,12 +35,12 @@ _INDEX_OPTIONS = "num_frames batch_size workers decoder retry_failed overwrite s
         (videolm.open_video, "path * decoder limits square_pixels"),
         (
             videolm.VideoLM.encode_videos,
-            "videos * num_frames batch_size convert_to_tensor show_progress_bar workers decoder on_error",
+            f"videos * num_frames sampler batch_size convert_to_tensor show_progress_bar {_READING} on_error",
         ),
         (videolm.VideoLM.encode_texts, "texts * batch_size convert_to_tensor"),
         (videolm.VideoLM.similarity, "texts videos"),
-        (videolm.VideoLM.index, f"folder out * {_INDEX_OPTIONS}"),
-        (videolm.VideoLM.extract, f"source out * {_INDEX_OPTIONS}"),
+        (videolm.VideoLM.index, f"folder out * num_frames sampler batch_size {_READING} {_RUNNING}"),
+        (videolm.VideoLM.extract, f"source out * num_frames sampler batch_size {_READING} shard {_RUNNING}"),
         (videolm.VideoLM.save, "folder * dtype"),
         (videolm.Index.search, "text * vector k"),
         (videolm.Hit, "id path score start end"),

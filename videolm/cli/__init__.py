@@ -1,7 +1,8 @@
 """The `videolm` command: results on the output stream, everything else on the error stream.
 
 Exit codes: 0 done, 1 unexpected error, 2 wrong usage or configuration, 3 finished but some videos failed,
-4 nothing could be read, 130 interrupted (the same command goes on where it was).
+4 nothing could be read, 5 stopped because too many videos failed, 130 interrupted (the same command goes on where
+it was).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import typer
 # Only light imports in this package: torch and the models are imported inside of the commands, so that help
 # and a typing mistake are answered at once.
 import videolm
-from videolm.cli.benchmarks import evaluate
+from videolm.cli.benchmarks import data, evaluate
 from videolm.cli.doctor import doctor
 from videolm.cli.models import models
 from videolm.cli.videos import encode, index, info, search
@@ -45,7 +46,7 @@ def _common(
     del version
 
 
-for _command in (encode, index, search, info, models, doctor, render, demo, evaluate):
+for _command in (encode, index, search, info, models, doctor, render, demo, evaluate, data):
     app.command()(_command)
 
 

@@ -1,20 +1,33 @@
-"""Measuring a model: `evaluate`."""
+"""Measuring a model, and what there is to measure it on: `evaluate`, `data`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videolm.cli.options import AllowFailures, Format, OutputFormat, Quiet, Verbose
-from videolm.cli.output import load_model, print_json, printable, reporting
+from videolm.cli.options import AllowFailures, Format, NumFrames, OutputFormat, Quiet, Verbose
+from videolm.cli.output import load_model, print_json, print_table, printable, reporting, say
+
+if TYPE_CHECKING:
+    from videolm.datasets.protocol import Protocol
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="'mini', a model's folder, or the hub id of a CLIP.")],
-    benchmark: Annotated[Path, typer.Argument(help="Folder in MSR-VTT's form, or a rendered world.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for report.json and report.md.")] = None,
+    data: Annotated[Path, typer.Argument(help="Folder with a benchmark's annotation, or a rendered world.")],
+    benchmark: Annotated[str, typer.Option(help="Name as in `videolm data`.")] = "msrvtt",
+    split: Annotated[str, typer.Option(help="A split of the benchmark.")] = "test",
+    videos: Annotated[Path | None, typer.Option(help="Folder with the videos; default: DATA/videos.")] = None,
+    num_frames: NumFrames = None,
+    dsl: Annotated[bool, typer.Option("--dsl", help="Also dual softmax (transductive).")] = False,
+    qb_norm: Annotated[bool, typer.Option("--qb-norm", help="Also QB-Norm (transductive).")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and more.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first videos of the list.")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Rank the videos that are there, and say so.")
+    ] = False,
     format: OutputFormat = Format.table,
     allow_failures: AllowFailures = False,
     quiet: Quiet = False,
@@ -22,17 +35,79 @@ def evaluate(
 ) -> None:
     """Measure recall on a test list and, in a rendered world, whether twins are told apart."""
     with reporting(verbose):
-        import videolm.evaluation
+        from videolm.datasets.protocol import Protocol
 
-        report = videolm.evaluation.evaluate(
-            load_model(model, allow_untrained=True), benchmark, show_progress_bar=False if quiet else None
+        run_evaluation(
+            model,
+            data,
+            protocol=Protocol(
+                benchmark=benchmark, split=split, num_frames=num_frames, dsl=dsl, qb_norm=qb_norm
+            ),
+            videos=videos,
+            out=out,
+            limit=limit,
+            allow_missing=allow_missing,
+            allow_failures=allow_failures,
+            format=format,
+            quiet=quiet,
         )
-        if out is not None:
-            report.save(out)
+
+
+def data(
+    name: Annotated[str, typer.Argument(help="msrvtt, msvd, didemo, activitynet, lsmdc or vatex.")],
+    dir: Annotated[Path, typer.Option("--dir", help="Folder with the annotation.")],
+    videos: Annotated[Path | None, typer.Option(help="Folder with the videos; default: DIR/videos.")] = None,
+    format: OutputFormat = Format.table,
+    verbose: Verbose = False,
+) -> None:
+    """Say what of a benchmark is there, what is missing and where to get it; nothing is downloaded."""
+    with reporting(verbose):
+        from videolm.evaluation import check_benchmark
+
+        found = check_benchmark(name, dir, videos=videos)
         if format is Format.json:
-            print_json(report.as_json())
+            print_json(found.as_json())
         else:
-            for line in report.markdown().splitlines():
-                print(printable(line))
-        if report.failures and not allow_failures:
+            print_table(("what", "expected", "found", "status"), found.rows())
+            say(f"source: {found.source}")
+            say(f"terms: {found.terms}")
+            for note in found.notes:
+                say(f"note: {note}")
+        if not found.is_complete:
             raise typer.Exit(3)
+
+
+def run_evaluation(
+    model: str,
+    data: Path,
+    *,
+    protocol: Protocol,
+    videos: Path | None,
+    out: Path | None,
+    limit: int | None,
+    allow_missing: bool,
+    format: Format,
+    quiet: bool,
+    allow_failures: bool = False,
+) -> None:
+    """Evaluate, print and save; exit code 3 where a video could not be read and that was not allowed."""
+    import videolm.evaluation
+
+    report = videolm.evaluation.evaluate(
+        load_model(model, allow_untrained=True),
+        data,
+        protocol=protocol,
+        videos=videos,
+        limit=limit,
+        allow_missing=allow_missing,
+        show_progress_bar=False if quiet else None,
+    )
+    if out is not None:
+        report.save(out)
+    if format is Format.json:
+        print_json(report.as_json())
+    else:
+        for line in report.markdown().splitlines():
+            print(printable(line))
+    if report.failures and not allow_failures:
+        raise typer.Exit(3)

@@ -41,14 +41,38 @@ class Decoder(StrEnum):
     torchcodec = "torchcodec"
 
 
+class SamplerKind(StrEnum):
+    """Which moments of a video are looked at."""
+
+    segment_middle = "segment_middle"
+    linspace_endpoints = "linspace_endpoints"
+    one_fps_then_uniform = "one_fps_then_uniform"
+    keyframes = "keyframes"
+
+
 Source = Annotated[Path, typer.Argument(help="Folder of videos, one video, or a .txt with a path a line.")]
 Model = Annotated[str, typer.Option(help="'mini', a model's folder, or the hub id of a CLIP.")]
 NumFrames = Annotated[
     int | None, typer.Option(min=1, help="Frames a video; without it as the model was trained.")
 ]
+SamplerOption = Annotated[
+    SamplerKind | None,
+    typer.Option("--sampler", help="Moments to look at; without it as the model was trained."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Videos that go through the model at once.")]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that decode.")]
+Workers = Annotated[
+    int,
+    typer.Option(min=0, help="Processes that decode; 0: this one, which a bad file can then hang or crash."),
+]
 DecoderName = Annotated[Decoder, typer.Option("--decoder", help="What reads the files.")]
+Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds that one file may take.")]
+FrameCache = Annotated[
+    Path | None,
+    typer.Option(help="Folder that keeps decoded frames for the next model with the same preprocessing."),
+]
+MaxFailures = Annotated[
+    int | None, typer.Option(min=0, help="Stop when more videos fail; 20 in a row stop it always.")
+]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed in an earlier run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again where OUT was made otherwise.")]
 AllowUntrained = Annotated[bool, typer.Option("--allow-untrained", help="Take a model with random weights.")]

@@ -61,11 +61,14 @@ def reporting(verbose: bool) -> Iterator[None]:
 
 
 def _exit_code(error: Exception) -> int:
-    from videolm.search.extraction import BusyError, NothingReadError
+    from videolm.search.extraction import NothingReadError, TooManyFailuresError
+    from videolm.search.run import BusyError
     from videolm.video.readers.guard import VideoError
 
     if isinstance(error, NothingReadError | VideoError):
         return 4
+    if isinstance(error, TooManyFailuresError):
+        return 5
     return 2 if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | BusyError) else 1
 
 

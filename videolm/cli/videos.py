@@ -16,14 +16,18 @@ from videolm.cli.options import (
     Decoder,
     DecoderName,
     Format,
+    FrameCache,
+    MaxFailures,
     Model,
     NumFrames,
     OutputFormat,
     Overwrite,
     Quiet,
     RetryFailed,
+    SamplerOption,
     ShardFormat,
     Source,
+    Timeout,
     Verbose,
     Workers,
 )
@@ -37,15 +41,27 @@ from videolm.cli.output import (
     warnings_said,
 )
 
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="I/N", help="Only the I-th (from 0) of N parts, for jobs that share OUT."
+    ),
+]
+
 
 def encode(
     source: Source,
     out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
     model: Model = "mini",
     num_frames: NumFrames = None,
+    sampler: SamplerOption = None,
     batch_size: BatchSize = 8,
     workers: Workers = 2,
     decoder: DecoderName = Decoder.auto,
+    timeout: Timeout = 60.0,
+    frame_cache: FrameCache = None,
+    shard: ShardOption = None,
+    max_failures: MaxFailures = None,
     format: Annotated[ShardFormat, typer.Option(help="npz: embeddings.npz beside the shards.")] = (
         ShardFormat.parquet
     ),
@@ -64,16 +80,31 @@ def encode(
             source,
             out,
             num_frames=num_frames,
+            sampler=None if sampler is None else sampler.value,
             batch_size=batch_size,
             workers=workers,
             decoder=decoder.value,
+            timeout=timeout,
+            frame_cache=frame_cache,
+            shard=None if shard is None else parse_shard(shard),
+            max_failures=max_failures,
             retry_failed=retry_failed,
             overwrite=overwrite,
             show_progress_bar=False if quiet else None,
         )
-        if format is ShardFormat.npz:
-            write_npz(out)
-        close_run("encoded", extraction.num_videos, extraction.failures, out, quiet, allow_failures)
+        if format is ShardFormat.npz and extraction.num_videos:
+            write_npz(extraction.out)
+        close_run(
+            "encoded", extraction.num_videos, extraction.failures, extraction.out, quiet, allow_failures
+        )
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """The two numbers of "I/N"."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise typer.BadParameter(f"--shard {text!r} must be I/N, as in 0/8")
+    return int(index), int(count)
 
 
 def index(
@@ -81,9 +112,13 @@ def index(
     out: Annotated[Path, typer.Argument(help="Folder for the index.")],
     model: Model = "mini",
     num_frames: NumFrames = None,
+    sampler: SamplerOption = None,
     batch_size: BatchSize = 8,
     workers: Workers = 2,
     decoder: DecoderName = Decoder.auto,
+    timeout: Timeout = 60.0,
+    frame_cache: FrameCache = None,
+    max_failures: MaxFailures = None,
     retry_failed: RetryFailed = False,
     overwrite: Overwrite = False,
     allow_untrained: AllowUntrained = False,
@@ -97,9 +132,13 @@ def index(
             source,
             out,
             num_frames=num_frames,
+            sampler=None if sampler is None else sampler.value,
             batch_size=batch_size,
             workers=workers,
             decoder=decoder.value,
+            timeout=timeout,
+            frame_cache=frame_cache,
+            max_failures=max_failures,
             retry_failed=retry_failed,
             overwrite=overwrite,
             show_progress_bar=False if quiet else None,

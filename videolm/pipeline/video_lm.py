@@ -7,7 +7,7 @@ import platform
 import re
 import tempfile
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -19,22 +19,27 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
+from videolm.encoders.blocks import MLP
 from videolm.encoders.presets import CLIPShape
 from videolm.encoders.video_clip import VideoCLIP
 from videolm.encoders.weights import weights_sha256
+from videolm.files import sync, write_json
 from videolm.heads.retrieval import similarity
-from videolm.pipeline.decoding import Decoder, Frames, Video, ahead, read_frames
-from videolm.search.extraction import EncodedVideo, Extraction, extract, hidden
+from videolm.pipeline.decoding import Decoder, Video, read_videos
+from videolm.pipeline.encoding import encode_clips
+from videolm.pipeline.precision import auto_dtype
+from videolm.search.extraction import EncodedVideo, Extraction, extract
 from videolm.search.index import Index, build_index, read_index
-from videolm.search.shards import sync, write_json
+from videolm.search.parts import Shard
+from videolm.search.progress import Progress
+from videolm.search.sources import Source
 from videolm.text.tokenizer import Tokenizer
 from videolm.types import Clip, Embeddings, Failure, ModelInfo
-from videolm.video.readers import available_decoders
-from videolm.video.readers.guard import VideoError
-from videolm.video.samplers import Sampler
-from videolm.video.transforms import Preprocess, pad_frames
+from videolm.video.readers import DEFAULT_LIMITS, available_decoders
+from videolm.video.samplers import Kind, Sampler
+from videolm.video.transforms import Preprocess, pad_frames, without_repeats
+from videolm.video.worker import ClipRequest
 
 FORMAT_VERSION = 1
 
@@ -42,7 +47,8 @@ FORMAT_VERSION = 1
 class VideoLM:
     """A video-language model ready for use: the network, and all that makes files and sentences its inputs.
 
-    `model` is taken over: in float32, it is put into evaluation mode and moved to `device` and `dtype`.
+    `model` is taken over: in float32, it is put into evaluation mode and moved to `device` and `dtype`, and with
+    a `dtype` shorter than float32 made ready for inference only (see `auto_dtype` for "auto").
     `source` is what `load` finds the model by again, None for one that was not loaded.
     """
 
@@ -69,12 +75,12 @@ class VideoLM:
                 f"{name}: preprocessing gives pictures of {preprocess.image_size} pixels, the tower takes "
                 f"{shape.image_size}"
             )
-        if sampler.kind == "segment_random":
-            raise ValueError(
-                f"{name}: sampler segment_random is for training; a vector must not depend on chance"
-            )
+        _check_not_random(sampler.kind, name)
         self.device = pick_device(device)
-        self.dtype = torch.float32 if dtype == "auto" else dtype
+        if dtype == "auto":
+            num_parameters = sum(parameter.numel() for parameter in model.parameters())
+            dtype = auto_dtype(self.device, num_parameters=num_parameters)
+        self.dtype = dtype
         self.shape = shape
         self.tokenizer = tokenizer
         self.preprocess = preprocess
@@ -91,12 +97,30 @@ class VideoLM:
             sampler=asdict(sampler),
             scores=scores or {},
         )
+        if self.is_rounded:
+            for module in model.modules():
+                if isinstance(module, MLP):
+                    module.fold_quick_gelu()
         self.model = model.eval().to(self.device, self.dtype)
 
     @property
     def trained(self) -> bool:
         """False: random weights; nothing that comes out of it means anything."""
         return self.info.trained
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the weights are held in less than float32, and so cannot be written any more."""
+        return torch.finfo(self.dtype).bits < 32
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights on the CPU, in float32 or longer; ValueError where only rounded ones are left."""
+        if self.is_rounded:
+            raise ValueError(
+                f"{self.info.name} computes in {self.dtype}, its weights are rounded to that; load it with "
+                "dtype=torch.float32 to write them"
+            )
+        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
 
     def __repr__(self) -> str:
         trained = "" if self.trained else ", trained=False"
@@ -116,19 +140,29 @@ class VideoLM:
         videos: Video | Iterable[Video],
         *,
         num_frames: int | None = None,
+        sampler: Kind | None = None,
         batch_size: int = 8,
         convert_to_tensor: bool = False,
         show_progress_bar: bool | None = None,
         workers: int = 2,
         decoder: Decoder = "auto",
+        timeout: float = 60.0,
+        frame_cache: str | os.PathLike[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> Embeddings:
         """A vector of unit length for each video, in their order.
 
         A Clip is taken as it is, all of its frames; a file is sampled as the model was trained, with
-        `num_frames` if given. Files are decoded ahead in `workers` threads. A video that cannot be used
-        raises, or with `on_error="skip"` is named in `failures` and has no row. `show_progress_bar=None`
-        shows a bar where the error stream is a terminal.
+        `num_frames` or another `sampler` if given ("keyframes" reads long groups of pictures many times faster).
+        `videos` may be a generator, which is read only a little ahead of the model.
+
+        Files are decoded in `workers` processes, so that one which crashes, or takes longer than `timeout`
+        seconds, harms no other. The first call of a program takes a second more, to start their server;
+        `workers=0` decodes in this process, without that protection. `frame_cache` is a folder that keeps the
+        decoded frames for the next model with the same preprocessing.
+
+        A video that cannot be used raises, or with `on_error="skip"` is named in `failures` and has no row.
+        `show_progress_bar=None` shows a bar where the error stream is a terminal, elsewhere a line now and then.
         """
         if isinstance(videos, str | os.PathLike | Clip):
             videos = [videos]
@@ -136,23 +170,27 @@ class VideoLM:
         encoded: list[EncodedVideo] = []
         failures: list[Failure] = []
         total = len(videos) if isinstance(videos, Sequence) else None
-        results = self._encode(
-            videos,
-            sampler=self._sampler(num_frames),
-            batch_size=batch_size,
-            workers=workers,
-            decoder=decoder,
-            on_error=on_error,
-        )
-        with closing(results), tqdm(total=total, unit="video", disable=hidden(show_progress_bar)) as bar:
+        with (
+            Progress(total, show=show_progress_bar) as progress,
+            closing(
+                self._encode(
+                    videos,
+                    self._request(num_frames, sampler, decoder=decoder, timeout=timeout),
+                    progress=progress,
+                    batch_size=batch_size,
+                    workers=workers,
+                    frame_cache=frame_cache,
+                    on_error=on_error,
+                )
+            ) as results,
+        ):
             for name, result in results:
+                progress.advance(failed=isinstance(result, Failure))
                 if isinstance(result, Failure):
                     failures.append(result)
-                    bar.set_postfix(failed=len(failures), refresh=False)
                 else:
                     names.append(name)
                     encoded.append(result)
-                bar.update()
         vectors = np.zeros((0, self.shape.joint_dim), dtype=np.float32)
         if encoded:
             vectors = np.stack([video.vector for video in encoded])
@@ -224,63 +262,153 @@ class VideoLM:
         out: str | os.PathLike[str] | None = None,
         *,
         num_frames: int | None = None,
+        sampler: Kind | None = None,
         batch_size: int = 8,
         workers: int = 2,
         decoder: Decoder = "auto",
+        timeout: float = 60.0,
+        frame_cache: str | os.PathLike[str] | None = None,
         retry_failed: bool = False,
         overwrite: bool = False,
+        max_failures: int | None = None,
         show_progress_bar: bool | None = None,
     ) -> Index:
         """Encode the videos of a folder (or one video, or the paths in a .txt) and make them searchable.
 
         The result is in `out`, by default `<folder>.index`. Run again, only new and changed files are encoded
         and deleted ones leave; `retry_failed` also tries again what failed. Videos that cannot be read are in
-        `Index.failures` with the reason. `overwrite` replaces an index made with another model or settings.
+        `Index.failures` with the reason; more than `max_failures` of them, or 20 in a row, end the run with
+        TooManyFailuresError. `overwrite` replaces an index made with another model or settings. The other
+        arguments are those of `encode_videos`.
         """
         folder = Path(folder)
         out = folder.with_name(folder.name + ".index") if out is None else Path(out)
-        self.extract(
+        self._extract(
             folder,
             out,
-            num_frames=num_frames,
+            self._request(num_frames, sampler, decoder=decoder, timeout=timeout),
             batch_size=batch_size,
             workers=workers,
-            decoder=decoder,
+            frame_cache=frame_cache,
             retry_failed=retry_failed,
             overwrite=overwrite,
+            max_failures=max_failures,
             show_progress_bar=show_progress_bar,
+            finish=build_index,
         )
-        build_index(out)
         return read_index(out, encode_text=self.encode_text)
 
     def extract(
         self,
-        source: str | os.PathLike[str],
+        source: str | os.PathLike[str] | Source,
         out: str | os.PathLike[str],
         *,
         num_frames: int | None = None,
+        sampler: Kind | None = None,
         batch_size: int = 8,
         workers: int = 2,
         decoder: Decoder = "auto",
+        timeout: float = 60.0,
+        frame_cache: str | os.PathLike[str] | None = None,
+        shard: Shard | None = None,
         retry_failed: bool = False,
         overwrite: bool = False,
+        max_failures: int | None = None,
         show_progress_bar: bool | None = None,
     ) -> Extraction:
-        """The first half of `index`: vectors in parquet shards under `out`, not yet searchable."""
+        """The first half of `index`: vectors in parquet shards under `out`, not yet searchable.
+
+        `source` may also be a `Source`: files that are listed somewhere else, as by a benchmark.
+
+        With `shard=(i, n)` only the i-th (from 0) of n parts of the videos, for n jobs that may run at the same
+        time with the same `out`; `index`, or `extract` without `shard`, then gathers what they have made.
+        """
+        return self._extract(
+            source,
+            out,
+            self._request(num_frames, sampler, decoder=decoder, timeout=timeout),
+            batch_size=batch_size,
+            workers=workers,
+            frame_cache=frame_cache,
+            shard=shard,
+            retry_failed=retry_failed,
+            overwrite=overwrite,
+            max_failures=max_failures,
+            show_progress_bar=show_progress_bar,
+        )
+
+    def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> None:
+        """Write weights, tokenizer and `videolm.json`, from which `load` makes the same model again.
+
+        `dtype=torch.float16` halves the file; the weights are rounded to it, so their hash is another. Each
+        file appears whole, `videolm.json` last. A model that was loaded to compute in less than float32 cannot be
+        saved (see `state`).
+        """
+        state = {name: tensor.to(dtype).contiguous() for name, tensor in self.state().items()}
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+            save_file(state, Path(temporary) / "model.safetensors", metadata={"format": "pt"})
+            if self.tokenizer is not None:
+                self.tokenizer.save(temporary)
+            for path in sorted(Path(temporary).iterdir()):
+                # safetensors makes its file for the owner alone
+                path.chmod(0o644)
+                sync(path)
+                path.replace(folder / path.name)
+        card = {
+            "format": FORMAT_VERSION,
+            **asdict(self.info),
+            "weights_sha256": weights_sha256(to_float32(state)),
+            "shape": asdict(self.shape),
+        }
+        write_json(folder / "videolm.json", card)
+
+    def _sampler(self, num_frames: int | None, kind: Kind | None) -> Sampler:
+        if kind is None or kind == self.sampler.kind:
+            return self.sampler if num_frames is None else replace(self.sampler, num_frames=num_frames)
+        _check_not_random(kind, self.info.name)
+        return Sampler(kind, num_frames=self.sampler.num_frames if num_frames is None else num_frames)
+
+    def _request(
+        self, num_frames: int | None, sampler: Kind | None, *, decoder: Decoder, timeout: float
+    ) -> ClipRequest:
+        limits = replace(DEFAULT_LIMITS, timeout_seconds=timeout)
+        # Resized in the worker, so that a long video in high resolution costs little memory here.
+        return ClipRequest(self._sampler(num_frames, sampler), self.preprocess.resize, decoder, limits)
+
+    def _extract(
+        self,
+        source: str | os.PathLike[str] | Source,
+        out: str | os.PathLike[str],
+        request: ClipRequest,
+        *,
+        batch_size: int,
+        workers: int,
+        frame_cache: str | os.PathLike[str] | None,
+        retry_failed: bool,
+        overwrite: bool,
+        max_failures: int | None,
+        show_progress_bar: bool | None,
+        shard: Shard | None = None,
+        finish: Callable[[Path], None] | None = None,
+    ) -> Extraction:
         if not self.trained and not self.allow_untrained:
             raise ValueError(
                 f"{self.info.name} has untrained weights, its vectors mean nothing; train it, load another "
                 "model, or say allow_untrained=True (--allow-untrained) where this is a test"
             )
-        sampler = self._sampler(num_frames)
 
-        def encode(paths: Sequence[Path]) -> Iterator[EncodedVideo | Failure]:
+        def encode(
+            paths: Sequence[Path], progress: Progress
+        ) -> Generator[EncodedVideo | Failure, None, None]:
             results = self._encode(
                 paths,
-                sampler=sampler,
+                request,
+                progress=progress,
                 batch_size=batch_size,
                 workers=workers,
-                decoder=decoder,
+                frame_cache=frame_cache,
                 on_error="skip",
             )
             with closing(results):
@@ -299,113 +427,56 @@ class VideoLM:
             },
             settings={
                 **self.identity(),
-                "sampler": asdict(sampler),
-                "decoder": decoder,
+                "sampler": asdict(request.sampler),
+                "decoder": request.decoder,
                 "dtype": str(self.dtype),
             },
             environment=describe_environment(self.device),
+            shard=shard,
             retry_failed=retry_failed,
             overwrite=overwrite,
+            max_failures=max_failures,
             show_progress_bar=show_progress_bar,
+            finish=finish,
         )
-
-    def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> None:
-        """Write weights, tokenizer and `videolm.json`, from which `load` makes the same model again.
-
-        `dtype=torch.float16` halves the file; the weights are rounded to it, so their hash is another. Each
-        file appears whole, `videolm.json` last.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: tensor.detach().cpu().to(dtype).contiguous()
-            for name, tensor in self.model.state_dict().items()
-        }
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
-            save_file(state, Path(temporary) / "model.safetensors", metadata={"format": "pt"})
-            if self.tokenizer is not None:
-                self.tokenizer.save(temporary)
-            for path in sorted(Path(temporary).iterdir()):
-                # safetensors makes its file for the owner alone
-                path.chmod(0o644)
-                sync(path)
-                path.replace(folder / path.name)
-        card = {
-            "format": FORMAT_VERSION,
-            **asdict(self.info),
-            "weights_sha256": weights_sha256(to_float32(state)),
-            "shape": asdict(self.shape),
-        }
-        write_json(folder / "videolm.json", card)
-
-    def _sampler(self, num_frames: int | None) -> Sampler:
-        return self.sampler if num_frames is None else replace(self.sampler, num_frames=num_frames)
 
     def _encode(
         self,
         videos: Iterable[Video],
+        request: ClipRequest,
         *,
-        sampler: Sampler,
+        progress: Progress,
         batch_size: int,
         workers: int,
-        decoder: Decoder,
+        frame_cache: str | os.PathLike[str] | None,
         on_error: Literal["raise", "skip"],
     ) -> Generator[tuple[str, EncodedVideo | Failure], None, None]:
-        """Name and result of each video, in their order; full batches go to the model."""
         _check_at_least_one("batch_size", batch_size)
-        _check_at_least_one("workers", workers)
-        waiting: list[tuple[str, Frames | Failure]] = []
-        num_clips = 0
-
-        def read(video: Video) -> tuple[str, Frames | VideoError]:
-            return read_frames(video, sampler=sampler, preprocess=self.preprocess, decoder=decoder)
-
-        with closing(ahead(videos, read, workers=workers, most=workers + batch_size)) as results:
-            for name, result in results:
-                if isinstance(result, VideoError):
-                    if on_error == "raise":
-                        raise result
-                    failure = Failure(name, result.stage, result.reason, result.decoder)
-                    # in order: behind the clips of a batch that is not full yet
-                    if waiting:
-                        waiting.append((name, failure))
-                    else:
-                        yield name, failure
-                    continue
-                waiting.append((name, result))
-                num_clips += 1
-                if num_clips == batch_size:
-                    yield from self._encode_batch(waiting, on_error=on_error)
-                    waiting, num_clips = [], 0
-        yield from self._encode_batch(waiting, on_error=on_error)
-
-    def _encode_batch(
-        self, items: Sequence[tuple[str, Frames | Failure]], *, on_error: Literal["raise", "skip"]
-    ) -> Iterator[tuple[str, EncodedVideo | Failure]]:
-        clips = [item for _, item in items if isinstance(item, Frames)]
-        vectors = iter(self._vectors(clips) if clips else ())
-        for name, item in items:
-            if isinstance(item, Failure):
-                yield name, item
-                continue
-            vector = next(vectors)
-            if np.isfinite(vector).all():
-                yield (
-                    name,
-                    EncodedVideo(vector, item.pts_seconds, item.start, item.end, item.duration_seconds),
-                )
-            elif on_error == "raise":
-                raise ValueError(f"{self.info.name} gave a vector with NaN or infinity for {name}")
-            else:
-                yield name, Failure(name, "encode", "the model gave a vector with NaN or infinity")
+        # a batch is ready, or nearly, when the model has done with the one before
+        ahead = workers + batch_size
+        with closing(
+            read_videos(videos, request, workers=workers, ahead=ahead, frame_cache=frame_cache)
+        ) as clips:
+            yield from encode_clips(
+                progress.timed(clips), self._vectors, batch_size=batch_size, on_error=on_error
+            )
 
     @torch.inference_mode()
-    def _vectors(self, clips: Sequence[Frames]) -> Float[np.ndarray, "clips dim"]:
-        frames, lengths = pad_frames([clip.pixels for clip in clips])
+    def _vectors(self, clips: Sequence[Clip]) -> Float[np.ndarray, "clips dim"]:
+        repeats: Tensor | None = None
+        if self.model.sees_frames_alone:
+            # key frames may be few, and a short video is asked for the same frame again and again
+            distinct = [without_repeats(clip.frames) for clip in clips]
+            frames, lengths = pad_frames([self.preprocess(pictures) for pictures, _ in distinct])
+            repeats = pad_frames([counts for _, counts in distinct])[0].to(self.device)
+        else:
+            frames, lengths = pad_frames([self.preprocess(clip.frames) for clip in clips])
         # Without a mask where nothing is padded, which is the faster way.
         is_padded = bool((lengths < frames.shape[1]).any())
         tokens = self.model.encode_video(
-            frames.to(self.device, self.dtype), lengths=lengths.to(self.device) if is_padded else None
+            frames.to(self.device, self.dtype),
+            lengths=lengths.to(self.device) if is_padded else None,
+            repeats=repeats,
         )
         return np.asarray(tokens.embedding.float().cpu())
 
@@ -431,6 +502,13 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "decoders": available_decoders(),
         **{name: version(name) for name in libraries},
     }
+
+
+def _check_not_random(kind: Kind, name: str) -> None:
+    if kind == "segment_random":
+        raise ValueError(
+            f"{name}: sampler segment_random is for training; a vector must not depend on chance"
+        )
 
 
 def _check_at_least_one(name: str, value: int) -> None:

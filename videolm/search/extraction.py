@@ -6,15 +6,12 @@ as they agree with the file; a failure counts as long too, and is tried again on
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,34 +19,36 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Float64
-from tqdm import tqdm
 
+from videolm.files import write_json
 from videolm.search.failures import append_failure, read_failures, write_failures
-from videolm.search.shards import (
-    Row,
-    read_json,
-    read_shard,
-    shard_paths,
-    temporary_path,
-    write_json,
-    write_shard,
-    write_table,
+from videolm.search.parts import Shard, adopt_parts, belongs_to, check_shard, clear_parts, part_folder
+from videolm.search.progress import Progress
+from videolm.search.run import (
+    SCHEMA_VERSION,
+    begin,
+    check_ours,
+    check_same_settings,
+    clear,
+    fingerprint,
+    locked,
 )
-from videolm.search.sources import Stamp, find_videos, stamp_of
+from videolm.search.shards import Row, next_shard_path, read_shard, shard_paths, write_shard, write_table
+from videolm.search.sources import Source, Stamp, find_videos, stamp_of
 from videolm.types import Failure
 
-SCHEMA_VERSION = 1
 _ROWS_PER_SHARD = 1024
 _SECONDS_PER_SHARD = 60.0
-_OUR_FILES = ("index.json", "vectors.npy", "embeddings.npz", "failures.jsonl", "run.json")
+# So many in a row are not the videos: a disk is gone, or an option is wrong.
+_MAX_FAILURES_IN_A_ROW = 20
 
 
 class NothingReadError(ValueError):
     """Not one of the videos could be read."""
 
 
-class BusyError(RuntimeError):
-    """Another process is writing to the folder."""
+class TooManyFailuresError(RuntimeError):
+    """So many videos failed that something else must be wrong; what was encoded is kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +62,8 @@ class EncodedVideo:
     duration_seconds: float
 
 
-EncodeFunction = Callable[[Sequence[Path]], Iterator[EncodedVideo | Failure]]
-"""Gives one result for each path, in their order, as they become ready."""
+EncodeFunction = Callable[[Sequence[Path], Progress], Generator[EncodedVideo | Failure, None, None]]
+"""Gives one result for each path, in their order, as they become ready; tells how long it waited for frames."""
 
 
 @dataclass(frozen=True)
@@ -81,31 +80,41 @@ class Extraction:
 
 
 def extract(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Source,
     out: str | os.PathLike[str],
     *,
     encode: EncodeFunction,
     model: Mapping[str, Any],
     settings: Mapping[str, Any],
     environment: Mapping[str, Any],
+    shard: Shard | None = None,
     retry_failed: bool = False,
     overwrite: bool = False,
+    max_failures: int | None = None,
     show_progress_bar: bool | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Extraction:
-    """Encode the new and changed videos of `source` into shards under `out`.
+    """Encode the new and changed videos of `source`, as `find_videos` takes it, into shards under `out`.
 
     `out` made from another source or with other settings is a ValueError that names the differences, unless
     `overwrite` asks to start again. Rows of files that are gone leave their shards at the end. A video that
-    fails is named in `failures.jsonl` and the run goes on; NothingReadError where not one has a vector.
+    fails is named in `failures.jsonl` and the run goes on, until more than `max_failures` have failed, or 20 in
+    a row, which is a TooManyFailuresError; NothingReadError where not one has a vector. `finish` is called at
+    the end with the folder, while it is still held against other processes.
+
+    With `shard=(i, n)` only the videos of the i-th of n jobs are encoded, into a part of `out` of its own; the
+    jobs may run at the same time. A run without `shard` takes over what the jobs have made.
     """
     out = Path(out)
+    check_ours(out)
     # once there was something, an emptied folder means that all of it is gone
-    videos = find_videos(source, may_be_empty=(out / "run.json").exists())
-    settings = {"source": os.path.abspath(source), **settings}
+    videos = source
+    if not isinstance(videos, Source):
+        videos = find_videos(videos, may_be_empty=(out / "run.json").exists())
     run: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "model": dict(model),
-        "settings": settings,
+        "settings": {"source": videos.description, **settings},
         "root": str(videos.root),
         "environment": dict(environment),
         "command": sys.argv,
@@ -113,150 +122,114 @@ def extract(
         "finished": None,
         "counts": None,
     }
-    _check_ours(out)
-    with locked(out):
-        _prepare(out, run, overwrite=overwrite)
-        stamps = {name: stamp_of(videos.root / name) for name in videos.names}
-        failures = read_failures(out / "failures.jsonl")
-        # Whole again, should a kill have cut its last line short.
-        write_failures(out / "failures.jsonl", failures)
-        current = {} if retry_failed else {n: f for n, (f, s) in failures.items() if stamps.get(n) == s}
-        fingerprint = _fingerprint(settings)
-        known = _known_rows(out, stamps, fingerprint=fingerprint)
-        new = _encode_all(
-            out,
-            videos.root,
-            [name for name in videos.names if name not in known and name not in current],
-            stamps,
+    folder = out
+    if shard is not None:
+        check_shard(shard)
+        if overwrite:
+            raise ValueError(
+                "overwrite does not go with shard, as other jobs may be at work: remove the folder"
+            )
+        if (out / "run.json").exists():
+            check_same_settings(out, run)
+        folder = part_folder(out, shard)
+        videos = replace(videos, names=[name for name in videos.names if belongs_to(name, shard)])
+    with locked(folder):
+        if overwrite:
+            clear_parts(folder)
+            clear(folder)
+        elif (folder / "run.json").exists():
+            check_same_settings(folder, run)
+        begin(folder, run)
+        adopt_parts(folder, run)
+        extraction = _bring_up_to_date(
+            folder,
+            videos,
+            run,
             encode=encode,
-            metadata={"videolm.model": model["name"], "videolm.settings": fingerprint},
+            elsewhere=[] if shard is None else [out],
+            retry_failed=retry_failed,
+            max_failures=max_failures,
             show_progress_bar=show_progress_bar,
         )
-        known |= new
-        _drop_stale_rows(out, stamps)
-        failures = {
-            name: (failure, stamp)
-            for name, (failure, stamp) in read_failures(out / "failures.jsonl").items()
-            if stamps.get(name) == stamp and name not in known
-        }
-        write_failures(out / "failures.jsonl", failures)
-        counts = {
-            "videos": len(known),
-            "new": len(new),
-            "failed": len(failures),
-            "ignored": videos.num_ignored,
-        }
-        write_json(out / "run.json", {**run, "finished": _now(), "counts": counts})
-    if not known and not failures:
+        _check_something_read(extraction, videos, is_part=shard is not None)
+        if finish is not None:
+            finish(folder)
+    return extraction
+
+
+def _bring_up_to_date(
+    out: Path,
+    videos: Source,
+    run: Mapping[str, Any],
+    *,
+    encode: EncodeFunction,
+    elsewhere: Sequence[Path],
+    retry_failed: bool,
+    max_failures: int | None,
+    show_progress_bar: bool | None,
+) -> Extraction:
+    """Encode what has no row, here or `elsewhere`; drop the rows of what is gone."""
+    stamps = {name: stamp_of(videos.root / name) for name in videos.names}
+    failures = read_failures(out / "failures.jsonl")
+    # Whole again, should a kill have cut its last line short.
+    write_failures(out / "failures.jsonl", failures)
+    stands: set[str] = set()
+    if not retry_failed:
+        for listed in (failures, *(read_failures(at / "failures.jsonl") for at in elsewhere)):
+            stands |= {name for name, (_, stamp) in listed.items() if stamps.get(name) == stamp}
+    made_with = fingerprint(run["settings"])
+    known = {name for at in (out, *elsewhere) for name in _known_rows(at, stamps, made_with=made_with)}
+    names = [name for name in videos.names if name not in known and name not in stands]
+    writer = _ShardWriter(out, {"videolm.model": run["model"]["name"], "videolm.settings": made_with})
+    with Progress(len(names), show=show_progress_bar) as progress:
+        _encode_all(
+            _results(videos.root, names, encode=encode, progress=progress),
+            stamps,
+            writer=writer,
+            progress=progress,
+            max_failures=max_failures,
+        )
+    known |= writer.done
+    _drop_stale_rows(out, stamps)
+    failures = {
+        name: (failure, stamp)
+        for name, (failure, stamp) in read_failures(out / "failures.jsonl").items()
+        if stamps.get(name) == stamp and name not in known
+    }
+    write_failures(out / "failures.jsonl", failures)
+    counts = {
+        "videos": len(known),
+        "new": len(writer.done),
+        "failed": len(failures),
+        "ignored": videos.num_ignored,
+    }
+    speed = {
+        "seconds": round(progress.seconds, 1),
+        "videos_per_second": round(progress.videos_per_second, 2),
+        "waiting_share": round(progress.waiting_share, 3),
+    }
+    write_json(out / "run.json", {**run, "finished": _now(), "counts": counts, "speed": speed})
+    return Extraction(out, len(known), len(writer.done), [f for f, _ in failures.values()])
+
+
+def _check_something_read(extraction: Extraction, videos: Source, *, is_part: bool) -> None:
+    out, source, failures = extraction.out, videos.description, extraction.failures
+    if extraction.num_videos or (is_part and not failures):
+        return
+    if not failures:
         raise NothingReadError(f"{source} holds no video any more; {out} is empty now")
-    if not known:
-        first = next(iter(failures.values()))[0]
-        raise NothingReadError(
-            f"none of the {len(failures)} videos of {source} could be read; the first: "
-            f"{first.path}: {first.error} (all are in {out / 'failures.jsonl'})"
-        )
-    return Extraction(out, len(known), len(new), [f for f, _ in failures.values()])
+    raise NothingReadError(
+        f"none of the {len(failures)} videos of {source} could be read; the first: "
+        f"{failures[0].path}: {failures[0].error} (all are in {out / 'failures.jsonl'})"
+    )
 
 
-def hidden(show_progress_bar: bool | None) -> bool | None:
-    """tqdm's `disable`, for which None means: unless the error stream is a terminal."""
-    return None if show_progress_bar is None else not show_progress_bar
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the folder for this process; the lock ends with the process, however it ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"another process is writing to {out}; wait for its end") from None
-        yield
-
-
-def _check_ours(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; the result needs a folder")
-    if out.exists() and not (out / "run.json").exists():
-        # These two are there after a kill in the first moment.
-        foreign = sorted(path.name for path in out.iterdir() if path.name not in {".lock", "run.json.tmp"})
-        if foreign:
-            raise ValueError(
-                f"{out} holds {foreign[0]!r} and no run.json: it was not made by videolm; "
-                "choose another folder"
-            )
-
-
-def _prepare(out: Path, run: dict[str, Any], *, overwrite: bool) -> None:
-    """Make the folder ready for this run, or say why it cannot be used."""
-    if (out / "run.json").exists():
-        if overwrite:
-            _clear(out)
-        else:
-            _check_same_settings(out, read_json(out / "run.json"), run)
-    write_json(out / "run.json", run)
-    (out / "shards").mkdir(exist_ok=True)
-    # a copy of the rows as they were
-    (out / "embeddings.npz").unlink(missing_ok=True)
-    for path in [*(temporary_path(out / name) for name in _OUR_FILES), *(out / "shards").glob("*.tmp")]:
-        path.unlink(missing_ok=True)
-
-
-def _clear(out: Path) -> None:
-    """Remove the files of an earlier run, and nothing else."""
-    for path in [*shard_paths(out), *(out / name for name in _OUR_FILES)]:
-        path.unlink(missing_ok=True)
-
-
-def _check_same_settings(out: Path, earlier: dict[str, Any], run: dict[str, Any]) -> None:
-    try:
-        schema, then, then_model = earlier["schema"], _flat(earlier["settings"]), earlier["model"]["name"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{out / 'run.json'} is not a run of videolm: {error} is missing") from error
-    if schema != SCHEMA_VERSION:
-        raise ValueError(f"{out / 'run.json'} has schema {schema}, this version writes {SCHEMA_VERSION}")
-    now = _flat(run["settings"])
-    differences = [
-        f"{key} is {then.get(key)!r} there and {now.get(key)!r} now"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and key != "weights_sha256"
-    ]
-    if then.get("weights_sha256") != now.get("weights_sha256"):
-        differences.insert(
-            0,
-            f"model is {then_model!r} (weights {str(then.get('weights_sha256'))[:12]}) there and "
-            f"{run['model']['name']!r} (weights {str(now.get('weights_sha256'))[:12]}) now",
-        )
-    if differences:
-        raise ValueError(
-            f"{out} was made otherwise: {'; '.join(differences)}. Choose another folder, or start again "
-            "with overwrite=True (--overwrite)"
-        )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            # As JSON gives it back: a tuple is a list there.
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def _fingerprint(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(_flat(settings), sort_keys=True).encode()).hexdigest()
-
-
-def _known_rows(out: Path, stamps: Mapping[str, Stamp], *, fingerprint: str) -> set[str]:
+def _known_rows(out: Path, stamps: Mapping[str, Stamp], *, made_with: str) -> set[str]:
     """Ids of the finished rows whose files have not changed since."""
     known: set[str] = set()
     for path in shard_paths(out):
         table = read_shard(path, ["id", "size", "mtime_ns"])
-        made_with = (table.schema.metadata or {}).get(b"videolm.settings", b"").decode()
-        if made_with != fingerprint:
+        if (table.schema.metadata or {}).get(b"videolm.settings", b"").decode() != made_with:
             raise ValueError(f"{path} was made with other settings than {out / 'run.json'} says; delete it")
         known.update(row[0] for row in _row_stamps(table) if stamps.get(row[0]) == row[1])
     return known
@@ -267,52 +240,75 @@ def _row_stamps(table: pa.Table) -> Iterator[tuple[str, Stamp]]:
     return zip(table["id"].to_pylist(), zip(sizes, times, strict=True), strict=True)
 
 
+@dataclass
+class _ShardWriter:
+    """Gathers rows and writes a shard when there are enough of them or the last one is a while ago."""
+
+    out: Path
+    metadata: Mapping[str, str]
+    done: set[str] = field(default_factory=set)
+    """Ids of the rows in finished shards."""
+    _rows: list[Row] = field(default_factory=list)
+    _started: float = field(default_factory=time.monotonic)
+
+    def add(self, row: Row) -> None:
+        self._rows.append(row)
+        is_late = time.monotonic() - self._started > _SECONDS_PER_SHARD
+        if is_late or len(self._rows) >= _ROWS_PER_SHARD:
+            self.write()
+
+    def write(self) -> None:
+        """Finish the shard that is under way."""
+        if self._rows:
+            write_shard(next_shard_path(self.out), self._rows, metadata=self.metadata)
+            self.done.update(row.id for row in self._rows)
+        self._rows, self._started = [], time.monotonic()
+
+
 def _encode_all(
-    out: Path,
-    root: Path,
-    names: Sequence[str],
+    results: Generator[tuple[str, EncodedVideo | Failure], None, None],
     stamps: Mapping[str, Stamp],
     *,
-    encode: EncodeFunction,
-    metadata: Mapping[str, str],
-    show_progress_bar: bool | None,
-) -> set[str]:
-    """Encode the named videos and return those that have a vector now.
-
-    Rows go to shards, a failure to its file as soon as it is known.
-    """
-    number = max((int(path.stem) for path in shard_paths(out)), default=-1) + 1
-    done: set[str] = set()
-    rows: list[Row] = []
-    shard_started = time.monotonic()
-
-    def write_rows() -> None:
-        write_shard(out / "shards" / f"{number:05d}.parquet", rows, metadata=metadata)
-        done.update(row.id for row in rows)
-
-    with tqdm(total=len(names), unit="video", disable=hidden(show_progress_bar)) as bar:
+    writer: _ShardWriter,
+    progress: Progress,
+    max_failures: int | None,
+) -> None:
+    """Rows go to shards, a failure to its file as soon as it is known."""
+    num_in_a_row = 0
+    with closing(results):
         try:
-            for num_seen, (name, result) in enumerate(_results(root, names, encode=encode), 1):
+            for name, result in results:
+                is_failure = isinstance(result, Failure)
+                progress.advance(failed=is_failure)
                 if isinstance(result, Failure):
-                    append_failure(out / "failures.jsonl", replace(result, path=name), stamps[name])
+                    failure = replace(result, path=name)
+                    append_failure(writer.out / "failures.jsonl", failure, stamps[name])
+                    num_in_a_row += 1
+                    _check_failures(failure, progress.num_failed, num_in_a_row, max_failures=max_failures)
                 else:
-                    rows.append(_row(name, result, stamps[name]))
-                bar.update()
-                bar.set_postfix(failed=num_seen - len(done) - len(rows), refresh=False)
-                is_late = time.monotonic() - shard_started > _SECONDS_PER_SHARD
-                if rows and (is_late or len(rows) >= _ROWS_PER_SHARD):
-                    write_rows()
-                    number, rows, shard_started = number + 1, [], time.monotonic()
+                    num_in_a_row = 0
+                    writer.add(_row(name, result, stamps[name]))
         finally:
             # Also on Ctrl-C: what has been encoded is kept.
-            if rows:
-                write_rows()
-    return done
+            writer.write()
+
+
+def _check_failures(last: Failure, num_failed: int, num_in_a_row: int, *, max_failures: int | None) -> None:
+    if max_failures is not None and num_failed > max_failures:
+        stopped = f"{num_failed} videos failed, {max_failures} allowed (max_failures)"
+    elif num_in_a_row >= _MAX_FAILURES_IN_A_ROW:
+        stopped = f"{num_in_a_row} videos failed in a row"
+    else:
+        return
+    raise TooManyFailuresError(
+        f"stopped: {stopped}; the last: {last.path}: {last.error}. The same command goes on behind them, with "
+        "retry_failed=True (--retry-failed) it tries them again"
+    )
 
 
 def _results(
-    root: Path, names: Sequence[str], *, encode: EncodeFunction
-) -> Iterator[tuple[str, EncodedVideo | Failure]]:
+    root: Path, names: Sequence[str], *, encode: EncodeFunction, progress: Progress
+) -> Generator[tuple[str, EncodedVideo | Failure], None, None]:
     readable = []
     for name in names:
         try:
@@ -320,11 +316,11 @@ def _results(
             readable.append(name)
         except UnicodeEncodeError:
             yield name, Failure(name, "open", "the file's name is not valid UTF-8; rename the file")
-    results = encode([root / name for name in readable])
-    for name, result in zip(readable, results, strict=True):
-        if isinstance(result, EncodedVideo) and not np.isfinite(result.vector).all():
-            result = Failure(name, "encode", "the model gave a vector with NaN or infinity")
-        yield name, result
+    with closing(encode([root / name for name in readable], progress)) as results:
+        for name, result in zip(readable, results, strict=True):
+            if isinstance(result, EncodedVideo) and not np.isfinite(result.vector).all():
+                result = Failure(name, "encode", "the model gave a vector with NaN or infinity")
+            yield name, result
 
 
 def _row(name: str, video: EncodedVideo, stamp: Stamp) -> Row:
@@ -342,10 +338,15 @@ def _row(name: str, video: EncodedVideo, stamp: Stamp) -> Row:
 
 
 def _drop_stale_rows(out: Path, stamps: Mapping[str, Stamp]) -> None:
-    """Write the shards that hold rows of changed or deleted files again without them."""
+    """Write the shards that hold rows of changed or deleted files, or doubled ones, again without them.
+
+    A row is doubled where jobs were counted in another way before, and their parts overlap.
+    """
+    seen: set[str] = set()
     for path in shard_paths(out):
         table = read_shard(path, ["id", "size", "mtime_ns"])
-        keep = [stamps.get(name) == stamp for name, stamp in _row_stamps(table)]
+        keep = [stamps.get(name) == stamp and name not in seen for name, stamp in _row_stamps(table)]
+        seen.update(name for (name, _), kept in zip(_row_stamps(table), keep, strict=True) if kept)
         if not all(keep):
             # an index names its shards with their hashes: without this one it is none
             (out / "index.json").unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from videolm.search.shards import write_text
+from videolm.files import write_text
 from videolm.search.sources import Stamp
 from videolm.types import Failure
 

@@ -16,17 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from videolm.search.extraction import SCHEMA_VERSION, locked
+from videolm.files import file_sha256, read_json, replace_file, write_json
 from videolm.search.failures import read_failures
-from videolm.search.shards import (
-    file_sha256,
-    read_json,
-    read_shard,
-    replace_file,
-    shard_paths,
-    shard_vectors,
-    write_json,
-)
+from videolm.search.run import SCHEMA_VERSION
+from videolm.search.shards import read_shard, shard_paths, shard_vectors
 from videolm.types import Failure, Hit
 
 EncodeText = Callable[[str], Float32[np.ndarray, " dim"]]
@@ -121,33 +114,33 @@ def top_k(scores: Float[np.ndarray, " rows"], k: int) -> Int[np.ndarray, " top"]
 def build_index(out: str | os.PathLike[str]) -> None:
     """Make a finished extraction searchable: `vectors.npy` in alphabetical order of ids, and `index.json`.
 
-    A vector that is not finite or not of unit length is a ValueError that names its shard and video.
+    For `extract(finish=build_index)`, which holds the folder against other processes. A vector that is not
+    finite or not of unit length is a ValueError that names its shard and video.
     """
     out = Path(out)
-    with locked(out):
-        run = read_json(out / "run.json")
-        shards = shard_paths(out)
-        ids, _, _, order = _read_rows(shards)
-        vectors = np.concatenate([_checked_vectors(path) for path in shards])[order]
-        replace_file(out / "vectors.npy", lambda temporary: _save_array(temporary, vectors))
-        files = {
-            path.relative_to(out).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
-            for path in [out / "vectors.npy", *shards]
-        }
-        write_json(
-            out / "index.json",
-            {
-                "schema": SCHEMA_VERSION,
-                "kind": "exact",
-                "metric": "cosine",
-                "model": run["model"],
-                "settings": run["settings"],
-                "root": run["root"],
-                "num_rows": len(ids),
-                "dim": vectors.shape[1],
-                "files": files,
-            },
-        )
+    run = read_json(out / "run.json")
+    shards = shard_paths(out)
+    ids, _, _, order = _read_rows(shards)
+    vectors = np.concatenate([_checked_vectors(path) for path in shards])[order]
+    replace_file(out / "vectors.npy", lambda temporary: _save_array(temporary, vectors))
+    files = {
+        path.relative_to(out).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in [out / "vectors.npy", *shards]
+    }
+    write_json(
+        out / "index.json",
+        {
+            "schema": SCHEMA_VERSION,
+            "kind": "exact",
+            "metric": "cosine",
+            "model": run["model"],
+            "settings": run["settings"],
+            "root": run["root"],
+            "num_rows": len(ids),
+            "dim": vectors.shape[1],
+            "files": files,
+        },
+    )
 
 
 def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,19 +1,18 @@
-"""Files that a killed job leaves whole: parquet shards of vectors, and JSON, each written by one rename."""
+"""Parquet shards of vectors, and their export."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Float64
+
+from videolm.files import replace_file
 
 _ROWS_PER_GROUP = 1024
 # Vectors neither compressed nor dictionary-coded: with pyarrow's defaults the same file is a quarter
@@ -48,39 +47,15 @@ class Row:
     vector: Float32[np.ndarray, " dim"]
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file, sync and rename it: under `path` is the old file or the new."""
-    temporary = temporary_path(path)
-    write(temporary)
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` as indented JSON by one rename; NaN and infinity are a ValueError."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8 by one rename."""
-    replace_file(path, lambda temporary: _write_bytes(temporary, text.encode()))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a ValueError names the file and what is wrong with it."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
-
-
 def shard_paths(out: Path) -> list[Path]:
     """The finished shards of a folder, in the order in which they were written."""
     return sorted((out / "shards").glob("*.parquet"), key=lambda path: int(path.stem))
+
+
+def next_shard_path(out: Path) -> Path:
+    """Where the next shard of a folder goes."""
+    number = max((int(path.stem) for path in shard_paths(out)), default=-1) + 1
+    return out / "shards" / f"{number:05d}.parquet"
 
 
 def write_shard(path: Path, rows: Sequence[Row], *, metadata: Mapping[str, str]) -> None:
@@ -161,31 +136,3 @@ def shard_vectors(table: pa.Table) -> Float[np.ndarray, "rows dim"]:
     """The vectors of a shard as one float32 matrix."""
     column = table["embedding"].combine_chunks()
     return np.asarray(column.flatten(), dtype=np.float32).reshape(len(table), column.type.list_size)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def temporary_path(path: Path) -> Path:
-    """The name under which `replace_file` writes; what has it beside no running writer was left by a kill."""
-    return path.with_name(path.name + ".tmp")
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number of JSON")

@@ -25,6 +25,8 @@ class Source:
     """Paths relative to the root with `/` between the parts, sorted; they are also the ids."""
     num_ignored: int
     """Visible files without the ending of a video."""
+    description: str
+    """Where the names come from: what was made from one source is not brought up to date with another."""
 
 
 def find_videos(source: str | os.PathLike[str], *, may_be_empty: bool = False) -> Source:
@@ -37,15 +39,15 @@ def find_videos(source: str | os.PathLike[str], *, may_be_empty: bool = False) -
     if path.is_dir():
         visible = list(_walk(path))
         names = sorted(name for name in visible if Path(name).suffix.lower() in VIDEO_SUFFIXES)
-        found = Source(path, names, len(visible) - len(names))
+        found = Source(path, names, len(visible) - len(names), str(path))
     elif not path.exists():
         raise FileNotFoundError(
             f"{source} does not exist; give a folder, a video, or a .txt with a path a line"
         )
     elif path.suffix.lower() == ".txt":
-        found = Source(path.parent, _read_list(path), 0)
+        found = Source(path.parent, _read_list(path), 0, str(path))
     else:
-        found = Source(path.parent, [path.name], 0)
+        found = Source(path.parent, [path.name], 0, str(path))
     if not found.names and not may_be_empty:
         raise ValueError(
             f"{source} holds no video; the endings looked for are {' '.join(sorted(VIDEO_SUFFIXES))}"

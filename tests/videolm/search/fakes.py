@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from videolm.search.extraction import EncodedVideo, Extraction, extract
+from videolm.search.extraction import EncodedVideo, EncodeFunction, Extraction, extract
+from videolm.search.parts import Shard
+from videolm.search.progress import Progress
 from videolm.search.shards import read_shard, shard_paths, shard_vectors
 from videolm.types import Failure
 
@@ -22,9 +24,9 @@ def vector_of(path: Path) -> np.ndarray:
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
-def encode(paths: Sequence[Path]) -> Iterator[EncodedVideo | Failure]:
+def encode(paths: Sequence[Path], progress: Progress) -> Generator[EncodedVideo | Failure, None, None]:
     """A file whose content begins with "bad" fails."""
-    for path in paths:
+    for path in progress.timed(paths):
         if path.read_bytes().startswith(b"bad"):
             yield Failure(str(path), "open", "not a video", "fake")
         else:
@@ -35,11 +37,15 @@ def run(
     source: Path,
     out: Path,
     *,
-    encode: Callable[[Sequence[Path]], Iterator[EncodedVideo | Failure]] = encode,
+    encode: EncodeFunction = encode,
     weights: str = "0" * 64,
     num_frames: int = 4,
     retry_failed: bool = False,
     overwrite: bool = False,
+    shard: Shard | None = None,
+    max_failures: int | None = None,
+    show_progress_bar: bool | None = False,
+    finish: Callable[[Path], None] | None = None,
 ) -> Extraction:
     return extract(
         source,
@@ -50,15 +56,21 @@ def run(
         environment={"device": "cpu"},
         retry_failed=retry_failed,
         overwrite=overwrite,
+        shard=shard,
+        max_failures=max_failures,
+        show_progress_bar=show_progress_bar,
+        finish=finish,
     )
 
 
-def recorder(seen: list[str]) -> Callable[[Sequence[Path]], Iterator[EncodedVideo | Failure]]:
+def recorder(seen: list[str]) -> EncodeFunction:
     """The encode function above, which also notes the name of each file that it is given."""
 
-    def encode_and_note(paths: Sequence[Path]) -> Iterator[EncodedVideo | Failure]:
+    def encode_and_note(
+        paths: Sequence[Path], progress: Progress
+    ) -> Generator[EncodedVideo | Failure, None, None]:
         seen.extend(path.name for path in paths)
-        yield from encode(paths)
+        yield from encode(paths, progress)
 
     return encode_and_note
 

@@ -71,8 +71,8 @@ def _run_and_die_at(source: Path, out: Path, step: int) -> None:
     fakes.run(source, out)
 
 
-def _slow_encode(paths):
-    for result in fakes.encode(paths):
+def _slow_encode(paths, progress):
+    for result in fakes.encode(paths, progress):
         time.sleep(0.003)
         yield result
 
@@ -80,5 +80,5 @@ def _slow_encode(paths):
 if __name__ == "__main__":
     source, work = Path(sys.argv[1]), Path(sys.argv[2])
     num_steps = kill_at_every_step(source, work)
-    num_kills = kill_at_random_moments(source, work / "random", num_kills=15)
+    num_kills = kill_at_random_moments(source, work / "random", num_kills=30)
     sys.stdout.write(f"{num_steps} {num_kills}\n")

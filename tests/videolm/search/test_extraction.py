@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.videolm.search.fakes import check_complete, encode, recorder, rows_of, run, vector_of
 from videolm.search import extraction
-from videolm.search.extraction import EncodedVideo, NothingReadError, locked
+from videolm.search.extraction import EncodedVideo, NothingReadError, TooManyFailuresError
 from videolm.search.failures import read_failures
+from videolm.search.parts import belongs_to
+from videolm.search.progress import Progress
+from videolm.search.run import BusyError, locked
 from videolm.search.shards import read_shard, shard_paths
 from videolm.types import Failure
 
@@ -61,6 +67,8 @@ def test_run_json_says_what_made_the_vectors(source: Path, out: Path) -> None:
     }
     assert written["counts"] == {"videos": 7, "new": 7, "failed": 1, "ignored": 0}
     assert written["started"] <= written["finished"]
+    assert written["speed"]["videos_per_second"] > 0
+    assert 0 <= written["speed"]["waiting_share"] <= 1
 
 
 def test_a_second_run_encodes_nothing_and_keeps_everything(source: Path, out: Path) -> None:
@@ -119,8 +127,10 @@ def test_shards_are_closed_after_a_time(source: Path, out: Path, monkeypatch: py
 def test_an_interrupted_run_keeps_what_it_has_encoded(
     source: Path, out: Path, error: type[BaseException]
 ) -> None:
-    def stop_after_four(paths: Sequence[Path]) -> Iterator[EncodedVideo | Failure]:
-        for number, result in enumerate(encode(paths)):
+    def stop_after_four(
+        paths: Sequence[Path], progress: Progress
+    ) -> Generator[EncodedVideo | Failure, None, None]:
+        for number, result in enumerate(encode(paths, progress)):
             if number == 4:
                 raise error("stop")
             yield result
@@ -147,7 +157,7 @@ def test_kill_at_every_step_and_at_random_moments_loses_and_doubles_nothing(
     assert done.returncode == 0, done.stderr
     num_steps, num_kills = map(int, done.stdout.split())
     assert num_steps > 30
-    assert num_kills == 15
+    assert num_kills == 30
 
 
 def test_a_failures_line_cut_short_by_a_kill_is_written_anew(source: Path, out: Path) -> None:
@@ -232,8 +242,8 @@ def test_a_shard_of_another_run_is_refused(source: Path, out: Path, tmp_path: Pa
 
 
 def test_a_vector_that_is_not_finite_is_a_failure_of_its_video(source: Path, out: Path) -> None:
-    def one_nan(paths: Sequence[Path]) -> Iterator[EncodedVideo | Failure]:
-        for path, result in zip(paths, encode(paths), strict=True):
+    def one_nan(paths: Sequence[Path], progress: Progress) -> Generator[EncodedVideo | Failure, None, None]:
+        for path, result in zip(paths, encode(paths, progress), strict=True):
             if path.name == "v3.mp4":
                 result = EncodedVideo(np.full(8, np.nan, np.float32), np.zeros(1), 0.0, 1.0, 1.0)
             yield result
@@ -253,9 +263,13 @@ def test_nothing_read_is_an_error_that_gives_the_first_reason(source: Path, out:
 def test_a_listed_video_that_is_missing_is_tried_again_when_it_appears(source: Path, out: Path) -> None:
     (source / "list.txt").write_text("v0.mp4\nlate.mp4\n")
 
-    def encode_existing(paths: Sequence[Path]) -> Iterator[EncodedVideo | Failure]:
+    def encode_existing(
+        paths: Sequence[Path], progress: Progress
+    ) -> Generator[EncodedVideo | Failure, None, None]:
         for path in paths:
-            yield from encode([path]) if path.exists() else [Failure(str(path), "open", "no such file")]
+            yield from (
+                encode([path], progress) if path.exists() else [Failure(str(path), "open", "no such file")]
+            )
 
     assert [f.path for f in run(source / "list.txt", out, encode=encode_existing).failures] == ["late.mp4"]
     (source / "late.mp4").write_text("late")
@@ -275,3 +289,177 @@ def test_a_name_that_is_not_text_is_a_failure(source: Path, out: Path) -> None:
     failures = {failure.path: failure.error for failure in run(source, out).failures}
     assert "not valid UTF-8" in failures["\udcff.mp4"]
     assert run(source, out).num_new == 0
+
+
+# Too many failures
+
+
+def test_more_failures_than_allowed_stop_the_run_and_keep_what_was_encoded(source: Path, out: Path) -> None:
+    for number in (2, 4, 5):
+        (source / f"v{number}.mp4").write_text("bad")
+    with pytest.raises(TooManyFailuresError, match=r"3 videos failed, 2 allowed .* v4\.mp4: not a video"):
+        run(source, out, max_failures=2)
+    assert rows_of(out).keys() == {"v0.mp4", "v1.mp4", "v3.mp4"}
+    # those stand in the list now, and the one that is left is allowed
+    run(source, out, max_failures=2)
+    check_complete(source, out)
+    with pytest.raises(TooManyFailuresError, match="1 videos failed, 0 allowed"):
+        run(source, out, max_failures=0, retry_failed=True)
+
+
+def test_twenty_failures_in_a_row_stop_the_run_but_not_twenty_in_all(source: Path, out: Path) -> None:
+    for number in range(38):
+        (source / f"bad{number:02d}{'v' if number == 19 else ''}.mp4").write_text("bad")
+    (source / "bad19.mp4").write_text("good")
+    with pytest.raises(TooManyFailuresError, match="stopped: 20 videos failed in a row; the last: broken"):
+        run(source, out)
+    assert rows_of(out).keys() == {"bad19.mp4"}
+    run(source, out)
+    check_complete(source, out)
+
+
+# Jobs
+
+
+def test_jobs_share_a_folder_and_a_run_over_all_gathers_what_they_made(source: Path, out: Path) -> None:
+    names: list[str] = []
+    for index in range(3):
+        seen: list[str] = []
+        part = run(source, out, encode=recorder(seen), shard=(index, 3))
+        assert part.out == out / "parts" / f"{index}-of-3"
+        assert {*rows_of(part.out), *(failure.path for failure in part.failures)} == set(seen)
+        names += seen
+    assert sorted(names) == sorted(path.name for path in source.iterdir())
+    result = run(source, out, encode=recorder(again := []))
+    assert (again, result.num_videos, result.num_new, len(result.failures)) == ([], 7, 0, 1)
+    check_complete(source, out)
+    # a job that runs again finds all of its videos there
+    run(source, out, encode=recorder(again), shard=(0, 3))
+    assert again == []
+    run(source, out, encode=recorder(again))
+    assert again == []
+    check_complete(source, out)
+
+
+def test_what_jobs_have_left_over_is_encoded_by_the_run_over_all(source: Path, out: Path) -> None:
+    run(source, out, shard=(1, 2))
+    done = set(rows_of(out / "parts/1-of-2"))
+    run(source, out, encode=recorder(seen := []))
+    assert done
+    assert not done & set(seen)
+    check_complete(source, out)
+
+
+def test_a_job_without_videos_is_no_error_but_one_with_none_readable_is(source: Path, out: Path) -> None:
+    num_jobs = 25
+    jobs = {path.name: belongs_to_job(path.name, num_jobs) for path in source.iterdir()}
+    alone = jobs.pop("broken.mp4")
+    assert alone not in jobs.values()
+    empty = next(index for index in range(num_jobs) if index not in {alone, *jobs.values()})
+    assert run(source, out, shard=(empty, num_jobs)).num_videos == 0
+    with pytest.raises(NothingReadError, match="none of the 1 videos"):
+        run(source, out, shard=(alone, num_jobs))
+    run(source, out)
+    check_complete(source, out)
+
+
+def belongs_to_job(name: str, num_jobs: int) -> int:
+    (index,) = (index for index in range(num_jobs) if belongs_to(name, (index, num_jobs)))
+    return index
+
+
+def test_jobs_that_were_counted_in_two_ways_double_nothing(source: Path, out: Path) -> None:
+    for shard in [(0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]:
+        run(source, out, shard=shard)
+    run(source, out)
+    check_complete(source, out)
+
+
+def test_a_video_keeps_its_job_when_others_come(source: Path) -> None:
+    before = {path.name: belongs_to(path.name, (0, 2)) for path in source.iterdir()}
+    assert set(before.values()) == {True, False}
+    assert all(
+        sum(belongs_to(f"video{n}.mp4", (index, 4)) for n in range(1000)) in range(200, 300)
+        for index in range(4)
+    )
+
+
+def test_jobs_with_other_settings_are_refused_and_cleared_by_overwrite(source: Path, out: Path) -> None:
+    run(source, out, shard=(0, 2))
+    with pytest.raises(ValueError, match=r"parts/0-of-2 was made otherwise: sampler\.num_frames"):
+        run(source, out, num_frames=8)
+    run(source, out, num_frames=8, overwrite=True)
+    check_complete(source, out)
+    with pytest.raises(ValueError, match=r"out was made otherwise: sampler\.num_frames"):
+        run(source, out, shard=(1, 2))
+    with pytest.raises(ValueError, match="overwrite does not go with shard"):
+        run(source, out, shard=(1, 2), overwrite=True)
+
+
+def test_a_run_over_all_waits_for_no_job_that_is_at_work(source: Path, out: Path) -> None:
+    run(source, out, shard=(0, 2))
+    with locked(out / "parts/0-of-2"):
+        with pytest.raises(BusyError, match="parts/0-of-2"):
+            run(source, out)
+        run(source, out, shard=(1, 2))
+    run(source, out)
+    check_complete(source, out)
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
+def test_a_job_that_there_is_not_is_refused(source: Path, out: Path, shard: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"must be i/n with i from 0 to n - 1"):
+        run(source, out, shard=shard)
+
+
+# The disk
+
+
+def test_a_disk_that_fails_at_any_step_is_an_error_and_the_next_run_completes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "_ROWS_PER_SHARD", 3)
+    steps: list[int] = []
+
+    def fail_at(step: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **settings: Any) -> Any:
+            steps.append(step)
+            if len(steps) == step:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return original(*arguments, **settings)
+
+        return call
+
+    for step in itertools.count(1):
+        out = tmp_path / f"step{step}"
+        steps.clear()
+        with monkeypatch.context() as patch:
+            for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "open"), (Path, "unlink")):
+                patch.setattr(owner, name, fail_at(step, getattr(owner, name)))
+            try:
+                run(source, out)
+                break
+            except OSError as error:
+                number = error.errno
+        assert number == errno.ENOSPC
+        assert all(len(read_shard(path)) for path in shard_paths(out))
+        run(source, out)
+        check_complete(source, out)
+    assert step > 30
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        run(source, tmp_path / "file" / "out")
+
+
+def test_the_folder_is_held_until_it_is_searchable(source: Path, out: Path) -> None:
+    def finish(folder: Path) -> None:
+        with pytest.raises(BusyError), locked(folder):
+            pass
+        seen.append(folder)
+
+    seen: list[Path] = []
+    run(source, out, finish=finish)
+    assert seen == [out]

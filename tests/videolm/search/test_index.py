@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.videolm.search.fakes import DIM, run, vector_of
+from videolm.files import write_json
 from videolm.search import index as index_module
 from videolm.search.index import Index, build_index, read_index, top_k
-from videolm.search.shards import read_shard, shard_paths, write_json, write_table
+from videolm.search.shards import read_shard, shard_paths, write_table
 
 
 @pytest.fixture

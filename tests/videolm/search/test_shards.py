@@ -8,12 +8,9 @@ import pytest
 
 from videolm.search.shards import (
     Row,
-    read_json,
     read_shard,
-    replace_file,
     shard_paths,
     shard_vectors,
-    write_json,
     write_npz,
     write_shard,
 )
@@ -54,36 +51,6 @@ def test_a_shard_has_the_documented_columns_and_leaves_vectors_as_they_are(tmp_p
     vectors = next(column for column in columns if column.path_in_schema.startswith("embedding"))
     assert vectors.compression == "UNCOMPRESSED"
     assert "RLE_DICTIONARY" not in vectors.encodings
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        replace_file(path, fail)
-    assert read_json(path) == {"a": 1}
-
-
-@pytest.mark.parametrize(
-    "text",
-    ['{"a": NaN}', '{"a": Infinity}', "{", "[1]", "[" * 100_000],
-    ids=["nan", "inf", "cut", "list", "deep"],
-)
-def test_json_that_is_none_is_refused_with_the_name_of_the_file(tmp_path: Path, text: str) -> None:
-    (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match=r"run\.json"):
-        read_json(tmp_path / "run.json")
-
-
-def test_nan_is_not_written_as_json(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "a.json", {"a": float("nan")})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_shard_cut_short_is_an_error_that_names_it(tmp_path: Path) -> None:

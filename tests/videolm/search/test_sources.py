@@ -30,6 +30,7 @@ def test_a_folder_gives_its_videos_to_the_bottom_sorted_and_without_hidden_ones(
     assert found.root == tmp_path
     assert found.names == ["a.mp4", "a/b/c.webm", "a/z.MKV", "b.mp4"]
     assert found.num_ignored == 2
+    assert found.description == str(tmp_path)
 
 
 def test_linked_folders_are_not_followed(tmp_path: Path) -> None:
