@@ -13,7 +13,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from videolm.datasets.msrvtt import Query
+from videolm.datasets.annotations import Query
 from videolm.datasets.synthetic import VOCABULARY, render_world
 from videolm.encoders.presets import build_video_clip
 from videolm.encoders.video_clip import VideoCLIP
@@ -122,6 +122,7 @@ def assemble(
         name=recipe.name,
         trained=True,
         licence=recipe.licence,
+        dtype=torch.float32,
         recipe=asdict(recipe),
         scores=scores,
         device=model.logit_scale.device,

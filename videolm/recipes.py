@@ -1,7 +1,7 @@
-"""Recipes: what to train, on what and how. The only reader of YAML; everything inside is a frozen dataclass.
+"""Recipes: what to train, or to measure, on what and how. The only reader of YAML; all inside is frozen dataclasses.
 
-A config file has the keys of `Recipe`. Unknown keys, wrong types and values out of range are errors that name
-the key. `--set training.lr=1e-4` on a command line overrides one value.
+A config file has the keys of `Recipe` (training) or of `Protocol` (evaluation). Unknown keys, wrong types and
+values out of range are errors that name the key. `--set training.lr=1e-4` on a command line overrides one value.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from videolm.datasets.protocol import Protocol
 from videolm.encoders.presets import CLIPShape
 from videolm.training.loop import Schedule
 from videolm.video.samplers import Sampler
 from videolm.video.transforms import Preprocess
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,24 @@ class Recipe:
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `key.key=value` overrides; raises ValueError that names file and key."""
+    return _read(path, overrides, Recipe)
+
+
+def read_protocol(path: str | Path, overrides: Sequence[str] = ()) -> Protocol:
+    """The protocol in a YAML file, with `key=value` overrides; raises ValueError that names file and key."""
+    return _read(path, overrides, Protocol)
+
+
+def _read(path: str | Path, overrides: Sequence[str], kind: type[Config]) -> Config:
     try:
         parts = [OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))]
         for part in parts:
             _refuse_interpolation(OmegaConf.to_container(part, resolve=False))
-        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), *parts))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), *parts))
     except (OmegaConfBaseException, ValueError, TypeError, YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
-    assert isinstance(recipe, Recipe)
-    return recipe
+    assert isinstance(config, kind)
+    return config
 
 
 def _refuse_interpolation(value: Any) -> None:

@@ -4,14 +4,21 @@ from pathlib import Path
 
 import pytest
 
+from videolm.datasets.protocol import Protocol
 from videolm.encoders.presets import build_video_clip
-from videolm.recipes import read_recipe
+from videolm.recipes import read_protocol, read_recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MINI = CONFIGS / "retrieval" / "synthetic_mini.yaml"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+ZERO_SHOT = CONFIGS / "retrieval" / "msrvtt_zeroshot.yaml"
+EVALUATIONS = (ZERO_SHOT,)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(CONFIGS.rglob("*.yaml")) - set(EVALUATIONS)), ids=lambda path: path.stem
+)
 def test_every_config_is_a_recipe_that_builds(path):
     recipe = read_recipe(path)
     assert recipe.name in path.stem
@@ -51,3 +58,34 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"broken\.yaml: "):
         read_recipe(path)
+
+
+def test_the_zero_shot_protocol_is_that_of_1k_a_with_12_frames_and_nothing_transductive():
+    protocol = read_protocol(ZERO_SHOT)
+    assert protocol == Protocol(num_frames=12)
+    assert (protocol.benchmark, protocol.split, protocol.dsl, protocol.qb_norm) == (
+        "msrvtt",
+        "test",
+        False,
+        False,
+    )
+
+
+def test_an_override_of_a_protocol_changes_one_value():
+    protocol = read_protocol(ZERO_SHOT, ["split=full-test", "dsl=true"])
+    assert protocol == Protocol(split="full-test", num_frames=12, dsl=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("splitt=test", "splitt"),
+        ("ties=average", "average"),
+        ("v2t=max", "max"),
+        ("num_frames=0", "num_frames"),
+        ("split=${oc.env:HOME}", "interpolation"),
+    ],
+)
+def test_a_wrong_key_or_value_of_a_protocol_is_named_with_its_file(override, message):
+    with pytest.raises(ValueError, match=rf"(?s)msrvtt_zeroshot\.yaml: .*{message}"):
+        read_protocol(ZERO_SHOT, [override])

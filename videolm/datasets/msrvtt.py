@@ -1,65 +1,122 @@
-"""MSR-VTT's own files: which videos a split has, what is said of them, and the queries of 1k-A.
+"""MSR-VTT's own files: which videos a split has, what is said of them, and what its test sets leak.
 
-Reads the folder of CLIP4Clip's release (`MSRVTT_data.json` and three csv lists), plain or gzipped. The rendered
-world is written in the same form. Facts and traps: Xu et al., CVPR 2016; 1k-A is Yu et al., ECCV 2018.
+Reads the folder of CLIP4Clip's release (`MSRVTT_data.json` and csv lists). The rendered world is written in the
+same form. Facts and traps: Xu et al., CVPR 2016; 1k-A is Yu et al., ECCV 2018; 1k-B is Miech et al., arXiv
+1804.02516.
+
+| split | videos |
+| --- | --- |
+| train, train-7k | the lists of 9,000 and 7,010 that go with the 1k-A test |
+| train-without-val | train without the official validation videos, so that `val` can choose a checkpoint |
+| train-clean | train without the videos cut from a YouTube video that a 1k-A test video is cut from, too |
+| val | the official validation split, a part of train and train-7k |
+| test | 1k-A: 1,000 videos with one chosen sentence each |
+| full-train, full-val, full-test | the official split, every caption a query |
+| 1kb-train, 1kb-test | 1k-B, of a test video its first caption; its lists are `*_list_miech.txt` |
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
-import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
+from videolm.datasets.annotations import (
+    CaptionedVideo,
+    Query,
+    caption,
+    check_split,
+    chosen,
+    exists,
+    read_ids,
+    read_json,
+    read_rows,
+    refuse_duplicates,
+    unreadable,
+    video_id,
+)
+
+Split = Literal[
+    "train",
+    "train-7k",
+    "train-without-val",
+    "train-clean",
+    "val",
+    "test",
+    "full-train",
+    "full-val",
+    "full-test",
+    "1kb-train",
+    "1kb-test",
+]
+ANNOTATION = "MSRVTT_data.json"
 _LISTS = {
     "train": "MSRVTT_train.9k.csv",
     "train-7k": "MSRVTT_train.7k.csv",
     "val": "MSRVTT_val.full.csv",
     "test": "MSRVTT_JSFUSION_test.csv",
+    "full-train": "MSRVTT_train.full.csv",
+    "full-val": "MSRVTT_val.full.csv",
+    "full-test": "MSRVTT_test.full.csv",
+    "1kb-train": "train_list_miech.txt",
+    "1kb-test": "test_list_miech.txt",
 }
-_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
+_OFFICIAL = {"val": "validate", "full-train": "train", "full-val": "validate", "full-test": "test"}
 
 
 @dataclass(frozen=True)
-class CaptionedVideo:
-    """One video of a benchmark."""
+class Excerpt:
+    """Where a video was cut from."""
 
-    id: str
-    captions: tuple[str, ...]
-    category: int
+    url: str
+    start_seconds: float
+    end_seconds: float
 
 
 @dataclass(frozen=True)
-class Query:
-    """A sentence and the one video that it was written for."""
+class Leak:
+    """Test videos of which training has seen the source."""
 
-    sentence: str
-    video_id: str
+    same_source: frozenset[str]
+    """Cut from a YouTube video that a training video is cut from, too."""
+    overlap_seconds: dict[str, float]
+    """Those that share a span of time with a training video, and the longest such span."""
 
 
-def read_captions(
-    folder: str | Path, *, split: Literal["train", "train-7k", "val", "test"]
-) -> list[CaptionedVideo]:
-    """The videos of a split with all their captions, in the order of the split's list."""
+def read_captions(folder: str | Path, *, split: Split) -> list[CaptionedVideo]:
+    """The videos of a split with all their official captions, in the order of the split's list."""
     folder = Path(folder)
-    path = folder / _LISTS[split]
-    ids = [_checked_id(row["video_id"], path) for row in _read_rows(path, ("video_id",))]
-    categories, captions = _read_annotation(folder / "MSRVTT_data.json")
-    for video_id in ids:
-        if video_id not in captions:
-            raise ValueError(f"{path}: video {video_id} has no caption in MSRVTT_data.json")
-    return [CaptionedVideo(i, tuple(captions[i]), categories.get(i, -1)) for i in ids]
+    annotation = read_json(folder / ANNOTATION)
+    ids = _split_ids(folder, split, annotation)
+    captions = _read_captions(annotation, folder / ANNOTATION)
+    categories = {name: video.get("category", -1) for name, video in _videos(annotation, folder).items()}
+    videos = chosen(ids, captions, list_path=folder / _list_name(split), caption_path=folder / ANNOTATION)
+    return [CaptionedVideo(v.id, v.captions, _category(categories.get(v.id, -1), folder)) for v in videos]
+
+
+def read_split(folder: str | Path, split: Split) -> list[CaptionedVideo]:
+    """The videos of a split with the sentences that its protocol asks by."""
+    check_split(split, get_args(Split))
+    if split == "test":
+        return [CaptionedVideo(query.video_id, (query.sentence,)) for query in read_queries(folder)]
+    videos = read_captions(folder, split=split)
+    if split == "1kb-test":
+        return [CaptionedVideo(video.id, video.captions[:1], video.category) for video in videos]
+    return videos
 
 
 def read_queries(folder: str | Path) -> list[Query]:
     """The (sentence, video) pairs of the test list, 1,000 of them in 1k-A."""
     path = Path(folder) / _LISTS["test"]
-    rows = _read_rows(path, ("video_id", "sentence"))
-    return [Query(row["sentence"], _checked_id(row["video_id"], path)) for row in rows]
+    rows = read_rows(path, ("video_id", "sentence"))
+    queries = [
+        Query(caption(row["sentence"], path, f"line {number}"), video_id(row["video_id"], path))
+        for number, row in enumerate(rows, start=2)
+    ]
+    refuse_duplicates([query.video_id for query in queries], path)
+    return queries
 
 
 def video_path(folder: str | Path, video_id: str) -> Path:
@@ -67,47 +124,100 @@ def video_path(folder: str | Path, video_id: str) -> Path:
     return Path(folder) / "videos" / f"{video_id}.mp4"
 
 
-def _checked_id(video_id: str, path: Path) -> str:
-    # an id becomes a file name: it must not lead anywhere else
-    if not _ID.fullmatch(video_id):
-        raise ValueError(f"{path}: video id {video_id!r} is not a plain name ([A-Za-z0-9._-], at most 200)")
-    return video_id
+def read_leak(folder: str | Path, *, train: Split = "train") -> Leak:
+    """What the 1k-A test shares with a list of training videos; nothing where no source is known."""
+    folder = Path(folder)
+    annotation = read_json(folder / ANNOTATION)
+    test_ids, train_ids = (_split_ids(folder, split, annotation) for split in ("test", train))
+    return find_leak(_excerpts(annotation, folder), test_ids=test_ids, train_ids=train_ids)
 
 
-def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    with _open(path) as file:
-        try:
-            rows = list(csv.DictReader(file, strict=True))
-        except (csv.Error, EOFError, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"annotation file {path} is not readable: {error}") from error
-    if not rows:
-        raise ValueError(f"{path} has no rows")
-    for number, row in enumerate(rows, start=2):
-        for column in columns:
-            if not isinstance(row.get(column), str):
-                raise ValueError(f"{path}, line {number}: no value in the column {column}")
-    return rows
+def find_leak(excerpts: dict[str, Excerpt], *, test_ids: Sequence[str], train_ids: Sequence[str]) -> Leak:
+    """Which of the test videos show a source, or the very span of it, that a training video shows."""
+    by_url = defaultdict(list)
+    for name in train_ids:
+        if name in excerpts:
+            by_url[excerpts[name].url].append(excerpts[name])
+    same_source, overlaps = [], {}
+    for name in test_ids:
+        if name not in excerpts or not by_url[excerpts[name].url]:
+            continue
+        same_source.append(name)
+        own = excerpts[name]
+        longest = max(
+            min(own.end_seconds, other.end_seconds) - max(own.start_seconds, other.start_seconds)
+            for other in by_url[own.url]
+        )
+        if longest > 0:
+            overlaps[name] = longest
+    return Leak(frozenset(same_source), overlaps)
 
 
-def _read_annotation(path: Path) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """Category and captions of every video, by id."""
+def _split_ids(folder: Path, split: str, annotation: Any) -> list[str]:
+    check_split(split, get_args(Split))
+    if split in ("train-without-val", "train-clean"):
+        ids = _split_ids(folder, "train", annotation)
+        if split == "train-without-val":
+            left_out = set(_split_ids(folder, "val", annotation))
+        else:
+            test_ids = _split_ids(folder, "test", annotation)
+            # the other way round: which of the training videos show a source of the test
+            left_out = set(
+                find_leak(_excerpts(annotation, folder), test_ids=ids, train_ids=test_ids).same_source
+            )
+        return [name for name in ids if name not in left_out]
+    path = folder / _LISTS[split]
+    if split in _OFFICIAL and not exists(path):
+        # CLIP4Clip's release has no list of the official split, but the annotation knows it
+        ids = [i for i, v in _videos(annotation, folder).items() if v.get("split") == _OFFICIAL[split]]
+        if not ids:
+            raise FileNotFoundError(f"{path} is not there, and {folder / ANNOTATION} does not tell the split")
+        return ids
+    if path.suffix == ".txt":
+        return read_ids(path)
+    ids = [video_id(row["video_id"], path) for row in read_rows(path, ("video_id",))]
+    refuse_duplicates(ids, path)
+    return ids
+
+
+def _list_name(split: str) -> str:
+    return _LISTS["train" if split in ("train-without-val", "train-clean") else split]
+
+
+def _videos(annotation: Any, folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / ANNOTATION
+    try:
+        videos = [(video_id(video["video_id"], path), dict(video)) for video in annotation["videos"]]
+    except (KeyError, TypeError) as error:
+        raise unreadable(path, error) from error
+    refuse_duplicates([name for name, _ in videos], path)
+    return dict(videos)
+
+
+def _excerpts(annotation: Any, folder: Path) -> dict[str, Excerpt]:
+    try:
+        return {
+            name: Excerpt(str(video["url"]), float(video["start time"]), float(video["end time"]))
+            for name, video in _videos(annotation, folder).items()
+            if "url" in video
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise unreadable(folder / ANNOTATION, error) from error
+
+
+def _read_captions(annotation: Any, path: Path) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
     try:
-        with _open(path) as file:
-            data = json.load(file)
-        categories = {str(video["video_id"]): int(video.get("category", -1)) for video in data["videos"]}
-        for sentence in data["sentences"]:
-            captions.setdefault(str(sentence["video_id"]), []).append(str(sentence["caption"]))
-    except FileNotFoundError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, EOFError, OSError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"annotation file {path} is not readable: {reason}") from error
-    return categories, captions
+        for number, sentence in enumerate(annotation["sentences"]):
+            name = sentence["video_id"]
+            captions.setdefault(name, []).append(caption(sentence["caption"], path, f"sentence {number}"))
+    except (KeyError, TypeError) as error:
+        raise unreadable(path, error) from error
+    return captions
 
 
-def _open(path: Path) -> TextIOWrapper:
-    zipped = path.with_name(f"{path.name}.gz")
-    if not path.exists() and zipped.exists():
-        return TextIOWrapper(gzip.open(zipped), encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+def _category(value: Any, folder: Path) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise unreadable(folder / ANNOTATION, error) from error

@@ -1,0 +1,115 @@
+"""The evaluation tool from config to report, and the command that goes the same way."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tests.data import data_path
+from tests.tiny import write_clip, write_random_clip
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "retrieval" / "msrvtt_zeroshot.yaml"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("evaluate_tool", ROOT / "tools" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    app = typer.Typer()
+    app.command()(module.main)
+    return app
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    rows = [
+        "video_id,sentence",
+        "video0,a red circle moves left",
+        "video1,a blue square",
+        "video2,a green star",
+    ]
+    (folder / "MSRVTT_JSFUSION_test.csv").write_text("\n".join(rows) + "\n")
+    for i in (0, 2):
+        write_clip(folder / "videos" / f"video{i}.mp4", seed=i)
+    return folder
+
+
+def arguments(benchmark, *more):
+    return [str(CONFIG), "--data", str(benchmark), "--model", "mini", "--quiet", *more]
+
+
+def test_a_missing_video_is_wrong_usage_until_it_is_allowed(tool, benchmark, tmp_path):
+    answer = CliRunner().invoke(tool, arguments(benchmark))
+    assert answer.exit_code == 2
+    assert "1 of 3 videos are not in" in answer.stderr
+    assert "video1; allow_missing=True (--allow-missing)" in answer.stderr
+
+    answer = CliRunner().invoke(tool, arguments(benchmark, "--allow-missing", "--out", str(tmp_path)))
+    assert answer.exit_code == 0
+    assert "**Only 2 of 3 videos were ranked.**" in answer.stdout
+    assert answer.stdout in (tmp_path / "report.md").read_text()
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert (written["num_videos_listed"], written["num_videos_ranked"], written["missing"]) == (
+        3,
+        2,
+        ["video1"],
+    )
+    assert written["protocol"]["num_frames"] == written["sampler"]["num_frames"] == 12
+    assert {path.name for path in tmp_path.iterdir()} >= {"report.json", "report.md", "per_query.parquet"}
+
+
+def test_a_wrong_override_names_the_config(tool, benchmark):
+    answer = CliRunner().invoke(tool, arguments(benchmark, "--set", "splitt=test"))
+    assert answer.exit_code == 2
+    assert "msrvtt_zeroshot.yaml: " in answer.stderr
+
+
+def test_clip_with_random_weights_on_the_real_clips_of_the_full_split(tool, tmp_path):
+    """8 real clips of MSR-VTT's official test split with 20 captions each; one more file is no video."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in (7010, 7011, 7012, 7013, 7014, 7016, 7018, 7019):
+        (videos / f"video{number}.mp4").write_bytes(data_path(f"clips/msrvtt_video{number}.mp4").read_bytes())
+    (videos / "video7015.mp4").write_bytes(data_path("clips/odd/broken.mp4").read_bytes())
+    model = write_random_clip(tmp_path / "clip", tokenizer=data_path("vocab/hf"))
+    answer = CliRunner().invoke(
+        tool,
+        [
+            *(
+                str(CONFIG),
+                "--data",
+                str(data_path("msrvtt")),
+                "--videos",
+                str(videos),
+                "--model",
+                str(model),
+            ),
+            *(
+                "--set",
+                "split=full-test",
+                "--set",
+                "num_frames=2",
+                "--allow-missing",
+                "--format",
+                "json",
+                "--quiet",
+            ),
+        ],
+    )
+    # one video could not be read
+    assert answer.exit_code == 3
+    report = json.loads(answer.stdout)
+    assert (report["num_videos_listed"], report["num_videos_ranked"], len(report["missing"])) == (
+        2990,
+        8,
+        2981,
+    )
+    assert [Path(failure["path"]).name for failure in report["failures"]] == ["video7015.mp4"]
+    assert (report["t2v"]["num_queries"], report["v2t"]["num_queries"]) == (160, 8)
+    assert not report["model"]["trained"]

@@ -1,0 +1,294 @@
+"""What came out of an evaluation, and with what: for programs, for people, and query by query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from videolm.datasets.annotations import Query
+from videolm.evaluation.plots import can_plot, plot_ranks
+from videolm.evaluation.videos import named
+from videolm.files import replace_file, write_json, write_text
+from videolm.metrics.retrieval import RankedQueries, RetrievalRanking, RetrievalScores
+from videolm.types import Failure, ModelInfo
+
+_PLOT = "ranks.png"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One way of scoring one set of queries."""
+
+    name: str
+    t2v: RetrievalScores | None
+    """None: not measured in this direction."""
+    v2t: RetrievalScores | None
+    is_transductive: bool = False
+    """The scores were mended with the help of other queries: not comparable with plain ones."""
+    t2v_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Percentile bootstrap intervals of 95 % by name of the score."""
+    v2t_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class QueryTable:
+    """Every query with what it found, for `per_query.parquet`."""
+
+    queries: list[Query]
+    video_ids: list[str]
+    ranking: RetrievalRanking
+    v2t: str
+    """The rule of video-to-text, which decides what its candidates are."""
+
+    def as_table(self) -> pa.Table:
+        """Direction, query, target, rank, and ids and scores of the first ten candidates.
+
+        A video's candidates are videos, standing for all of their captions, under "group_max", and sentences
+        under "best_caption".
+        """
+        sentences = [query.sentence for query in self.queries]
+        of_videos = self.video_ids if self.v2t == "group_max" else sentences
+        targets = [query.video_id for query in self.queries]
+        return pa.concat_tables(
+            [
+                _query_table("t2v", sentences, targets, self.video_ids, self.ranking.t2v),
+                _query_table("v2t", self.video_ids, self.video_ids, of_videos, self.ranking.v2t),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out, and with what."""
+
+    model: ModelInfo
+    benchmark: str
+    protocol: dict[str, Any]
+    """Split, rules and seeds: all that decides a number beside the model and the files."""
+    results: list[Result]
+    """The plain result on all queries first."""
+    num_listed: int
+    """Videos that the benchmark lists (up to the limit)."""
+    num_ranked: int
+    """Videos that were found and could be read: what a query was ranked against."""
+    missing: list[str] = field(default_factory=list)
+    """Ids of the videos without a file."""
+    failures: list[Failure] = field(default_factory=list)
+    """Videos whose file could not be read."""
+    ceiling: float | None = None
+    """Expected R@1, in percent, of a reader that knows which videos each sentence was written for or is true of."""
+    num_ambiguous: int | None = None
+    """Queries that are, word for word, captions of several videos; None: not a matter of words (the world)."""
+    twin_accuracy: dict[str, float] = field(default_factory=dict)
+    """Percent of sentences that score their own video above its twin, by kind of twin; chance is 50."""
+    num_twin_pairs: dict[str, int] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Device, decoders and versions."""
+    notes: list[str] = field(default_factory=list)
+    queries: QueryTable | None = None
+
+    @property
+    def t2v(self) -> RetrievalScores:
+        """Plain text-to-video on all queries."""
+        assert self.results[0].t2v is not None
+        return self.results[0].t2v
+
+    @property
+    def v2t(self) -> RetrievalScores:
+        """Plain video-to-text on all videos."""
+        assert self.results[0].v2t is not None
+        return self.results[0].v2t
+
+    @property
+    def sampler(self) -> dict[str, Any]:
+        """As the model's, with the protocol's number of frames if it names one."""
+        num_frames = self.protocol["num_frames"]
+        return self.model.sampler | ({} if num_frames is None else {"num_frames": num_frames})
+
+    @property
+    def is_partial(self) -> bool:
+        """Videos are missing or unreadable: fewer to rank against, so every number is too good."""
+        return self.num_ranked < self.num_listed
+
+    def scores(self) -> dict[str, float]:
+        """The few numbers that a model's card carries, rounded to a tenth."""
+        scores = {
+            "t2v R@1": self.t2v.r1,
+            "t2v R@5": self.t2v.r5,
+            "t2v R@10": self.t2v.r10,
+            "v2t R@1": self.v2t.r1,
+        }
+        scores |= {f"twins, {kind}": value for kind, value in self.twin_accuracy.items()}
+        return {name: round(value, 1) for name, value in scores.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for report.json."""
+        return {
+            "model": {
+                key: getattr(self.model, key) for key in ("name", "trained", "weights_sha256", "licence")
+            },
+            "sampler": self.sampler,
+            "preprocessing": self.model.preprocessing,
+            "benchmark": self.benchmark,
+            "protocol": self.protocol,
+            "num_videos_listed": self.num_listed,
+            "num_videos_ranked": self.num_ranked,
+            "t2v": asdict(self.t2v) | {"r_sum": self.t2v.r_sum},
+            "v2t": asdict(self.v2t) | {"r_sum": self.v2t.r_sum},
+            "results": [asdict(result) for result in self.results],
+            "twin_accuracy": self.twin_accuracy,
+            "num_twin_pairs": self.num_twin_pairs,
+            "ceiling_r1": self.ceiling,
+            "num_ambiguous_queries": self.num_ambiguous,
+            "notes": self.notes,
+            "environment": self.environment,
+            "missing": self.missing,
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+    def markdown(self) -> str:
+        """The report for people."""
+        trained = "" if self.model.trained else " (**untrained: random weights**)"
+        parts = [
+            [f"{self.model.name}{trained} on {self.benchmark}, {self.t2v.num_queries:,} queries"],
+            self._left_out(),
+            _result_table(self.results),
+            [f"- {note}" for note in self.notes],
+            self._ceiling(),
+            self._twins(),
+            self._made_with(),
+        ]
+        return "\n\n".join("\n".join(part) for part in parts if part)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes report.json, report.md, per_query.parquet, and ranks.png where matplotlib is installed."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = self.markdown()
+        if self.queries is not None:
+            table = self.queries.as_table()
+            replace_file(folder / "per_query.parquet", lambda temporary: pq.write_table(table, temporary))
+            ranking = self.queries.ranking
+            if can_plot():
+                plot_ranks(
+                    {"text to video": ranking.t2v.ranks, "video to text": ranking.v2t.ranks}, folder / _PLOT
+                )
+                text += f"\n\n![how many queries have which rank]({_PLOT})"
+            else:
+                text += (
+                    "\n\nThe plot of the ranks was left out: matplotlib is not installed (videolm[report])."
+                )
+        write_text(folder / "report.md", text + "\n")
+        write_json(folder / "report.json", self.as_json())
+
+    def _left_out(self) -> list[str]:
+        if not self.is_partial:
+            return []
+        lines = [
+            f"> **Only {self.num_ranked:,} of {self.num_listed:,} videos were ranked.** Queries of the others are "
+            "left out, and every query had fewer videos to be mistaken for: these numbers are too good, and not "
+            "comparable with those on the whole benchmark.",
+            ">",
+        ]
+        if self.missing:
+            lines.append(
+                f"> {len(self.missing):,} videos have no file: {named(self.missing)} (all names in report.json)"
+            )
+        if self.failures:
+            lines.append(f"> {len(self.failures):,} videos could not be read:")
+            lines += [f"> {Path(failure.path).name}: {failure.error}" for failure in self.failures]
+        return lines
+
+    def _ceiling(self) -> list[str]:
+        if self.ceiling is None:
+            return []
+        if self.num_ambiguous is None:
+            return [f"R@1 of a reader who knows which videos each sentence is true of: {self.ceiling:.1f}"]
+        return [
+            f"{self.num_ambiguous:,} queries are, word for word, captions of another video of the list too: R@1 "
+            f"of a reader who knows all captions by heart, and guesses among those, is {self.ceiling:.1f}"
+        ]
+
+    def _twins(self) -> list[str]:
+        if not self.twin_accuracy:
+            return []
+        lines = [
+            "| twins that differ by | sentences that prefer their own video | pairs |",
+            "| --- | --- | --- |",
+        ]
+        for kind, accuracy in self.twin_accuracy.items():
+            name = "anything" if kind == "all" else kind
+            lines.append(f"| {name} | {accuracy:.1f} % (chance: 50) | {self.num_twin_pairs[kind]} |")
+        return lines
+
+    def _made_with(self) -> list[str]:
+        values = {
+            **{name: value for name, value in self.protocol.items() if name != "num_frames"},
+            "sampler": self.sampler,
+            "resize": self.model.preprocessing,
+            "weights": self.model.weights_sha256[:12],
+            **self.environment,
+        }
+        return ["| made with | |", "| --- | --- |"] + [
+            f"| {name} | {_plain(value)} |" for name, value in values.items()
+        ]
+
+
+def _result_table(results: Sequence[Result]) -> list[str]:
+    lines = [
+        "| scores | direction | queries | R@1 | R@5 | R@10 | MdR | MnR | R-sum |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        name = f"{result.name} (transductive)" if result.is_transductive else result.name
+        for direction, scores, intervals in (
+            ("text to video", result.t2v, result.t2v_intervals),
+            ("video to text", result.v2t, result.v2t_intervals),
+        ):
+            if scores is not None:
+                lines.append(f"| {name} | {direction} | {_score_cells(scores, intervals)} |")
+    return lines
+
+
+def _score_cells(scores: RetrievalScores, intervals: dict[str, tuple[float, float]]) -> str:
+    first = f"{scores.r1:.1f}"
+    if "r1" in intervals:
+        first += " ({:.1f} to {:.1f})".format(*intervals["r1"])
+    return (
+        f"{scores.num_queries:,} | {first} | {scores.r5:.1f} | {scores.r10:.1f} | {scores.median_rank:g} "
+        f"| {scores.mean_rank:.1f} | {scores.r_sum:.1f}"
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return str(value)
+
+
+def _query_table(
+    direction: str,
+    queries: Sequence[str],
+    targets: Sequence[str],
+    candidates: Sequence[str],
+    ranked: RankedQueries,
+) -> pa.Table:
+    names = np.asarray(candidates, dtype=object)[ranked.top_indices]
+    return pa.table(
+        {
+            "direction": pa.array([direction] * len(queries), pa.string()),
+            "query": pa.array(queries, pa.string()),
+            "target": pa.array(targets, pa.string()),
+            "rank": pa.array(ranked.ranks, pa.float64()),
+            "top_ids": pa.array(names.tolist(), pa.list_(pa.string())),
+            "top_scores": pa.array(ranked.top_scores.tolist(), pa.list_(pa.float32())),
+        }
+    )
