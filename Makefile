@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --jaxtyping-packages=videolm,videolm_kernels,beartype.beartype
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint format types imports check clean
+.PHONY: help setup demo test test-slow test-gpu hostile lint format types imports check clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test-slow: $(READY) ## the slow tests
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	VIDEOLM_REQUIRE_GPU=1 $(PYTEST) -m gpu
+
+hostile: $(READY) ## 2,700 hostile files through every decoder: a table, and an error on any violation (5 minutes; needs ffmpeg)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.run
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
