@@ -87,8 +87,11 @@ def write_folder(folder: Path, *, num_videos: int) -> Path:
     return folder
 
 
-def write_random_clip(folder: Path, *, tokenizer: Path) -> Path:
-    """A small CLIP with random weights as transformers saves it, beside it the files of a tokenizer."""
+def write_random_clip(folder: Path, *, tokenizer: Path, trained: bool = True) -> Path:
+    """A small CLIP with random weights as transformers saves it, beside it the files of a tokenizer.
+
+    With `trained`, its layer norms are not as they were made, so that it counts as such.
+    """
     small = {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = CLIPConfig(
         text_config={**small, "hidden_size": 16, "eos_token_id": 49407},
@@ -97,7 +100,11 @@ def write_random_clip(folder: Path, *, tokenizer: Path) -> Path:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        CLIPModel(config).save_pretrained(folder)
+        clip = CLIPModel(config)
+        for module in clip.modules():
+            if trained and isinstance(module, torch.nn.LayerNorm):
+                torch.nn.init.normal_(module.weight, mean=1.0, std=0.02)
+        clip.save_pretrained(folder)
     for path in tokenizer.iterdir():
         shutil.copy(path, folder)
     return folder

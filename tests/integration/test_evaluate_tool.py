@@ -77,7 +77,7 @@ def test_clip_with_random_weights_on_the_real_clips_of_the_full_split(tool, tmp_
     for number in (7010, 7011, 7012, 7013, 7014, 7016, 7018, 7019):
         (videos / f"video{number}.mp4").write_bytes(data_path(f"clips/msrvtt_video{number}.mp4").read_bytes())
     (videos / "video7015.mp4").write_bytes(data_path("clips/odd/broken.mp4").read_bytes())
-    model = write_random_clip(tmp_path / "clip", tokenizer=data_path("vocab/hf"))
+    model = write_random_clip(tmp_path / "clip", tokenizer=data_path("vocab/hf"), trained=False)
     answer = CliRunner().invoke(
         tool,
         [

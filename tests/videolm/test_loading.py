@@ -106,10 +106,23 @@ def write_siglip(folder: Path) -> SiglipModel:
     }
     config = SiglipConfig(text_config=small | text, vision_config=small | {"image_size": 16, "patch_size": 4})
     theirs = SiglipModel(config).eval()
+    # as after training
+    torch.nn.init.normal_(theirs.vision_model.post_layernorm.weight.data, mean=1.0, std=0.1)
     theirs.save_pretrained(folder)
     SiglipImageProcessorPil(size={"height": 16, "width": 16}, resample=2).save_pretrained(folder)
     write_tokenizer(folder, vocab_size=30, start=None, end=1, pad=0)
     return theirs
+
+
+def test_weights_that_no_training_touched_are_called_untrained(tmp_path: Path) -> None:
+    theirs = write_siglip(tmp_path)
+    assert videolm.load(tmp_path, device="cpu").trained
+    torch.nn.init.ones_(theirs.vision_model.post_layernorm.weight)
+    theirs.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="has untrained weights"):
+        model = videolm.load(tmp_path, device="cpu")
+    with pytest.raises(ValueError, match="untrained weights, its vectors mean nothing"):
+        model.index(tmp_path)
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from typing import cast
 
 import numpy as np
 from jaxtyping import Float
-from torch import nn
 
 from videolm.datasets.annotations import (
     CaptionedVideo,
@@ -94,7 +93,7 @@ def evaluate(
     twins = [twin for twin in twins if twin.video_a in row and twin.video_b in row]
     accuracy = twin_accuracy(model, encoded, twins, row)
     return Report(
-        model=replace(model.info, trained=model.trained and not is_initial(model)),
+        model=model.info,
         benchmark=f"{_title(benchmark, folder)}, {protocol.split} ({folder})",
         protocol=asdict(protocol) | {"limit": limit, "dtype": str(model.dtype)},
         results=results,
@@ -120,15 +119,6 @@ def retrieval_scores(
     targets = np.array([row[query.video_id] for query in queries])
     ranking = rank_retrieval(blocks, targets, num_videos=len(videos))
     return scores_of_ranks(ranking.t2v.ranks), scores_of_ranks(ranking.v2t.ranks)
-
-
-def is_initial(model: VideoLM) -> bool:
-    """Whether every layer norm is as it was made, ones and zeros: no training has touched the weights.
-
-    A folder in a foreign layout does not say whether its weights are trained.
-    """
-    norms = [module for module in model.model.modules() if isinstance(module, nn.LayerNorm)]
-    return all(bool((norm.weight == 1).all() and (norm.bias == 0).all()) for norm in norms)
 
 
 def score_blocks(model: VideoLM, sentences: Sequence[str], videos: Embeddings) -> ScoreBlocks:

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from videolm.encoders.presets import CLIPShape, build_video_clip
 from videolm.encoders.video_clip import VideoCLIP
@@ -90,17 +90,20 @@ def of_weights(
 ) -> VideoLM:
     """A model of weights in another project's layout, with the tokenizer and processor settings beside them.
 
-    The files do not say whether it is trained, so it counts as trained.
+    The files do not say whether it is trained. It counts as such unless every layer norm is as it was made,
+    ones and zeros, which no training leaves.
     """
     folder = weights.file.parent
+    model = _with_weights(weights.shape, weights.state, weights.file)
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
     return VideoLM(
-        _with_weights(weights.shape, weights.state, weights.file),
+        model,
         shape=weights.shape,
         tokenizer=_read_tokenizer(folder, weights.shape),
         preprocess=read_preprocess(folder, weights.shape),
         sampler=_CLIP_SAMPLER,
         name=name,
-        trained=True,
+        trained=not all(bool((norm.weight == 1).all() and (norm.bias == 0).all()) for norm in norms),
         licence=licence,
         source=source,
         device=device,

@@ -249,6 +249,7 @@ class _ShardWriter:
     done: set[str] = field(default_factory=set)
     """Ids of the rows in finished shards."""
     _rows: list[Row] = field(default_factory=list)
+    _path: Path | None = None
     _started: float = field(default_factory=time.monotonic)
 
     def add(self, row: Row) -> None:
@@ -258,11 +259,12 @@ class _ShardWriter:
             self.write()
 
     def write(self) -> None:
-        """Finish the shard that is under way."""
+        """Finish the shard that is under way; when Ctrl-C comes in between, again under the same name."""
         if self._rows:
-            write_shard(next_shard_path(self.out), self._rows, metadata=self.metadata)
+            self._path = self._path or next_shard_path(self.out)
+            write_shard(self._path, self._rows, metadata=self.metadata)
             self.done.update(row.id for row in self._rows)
-        self._rows, self._started = [], time.monotonic()
+        self._rows, self._path, self._started = [], None, time.monotonic()
 
 
 def _encode_all(
