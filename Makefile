@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --jaxtyping-packages=videolm,videolm_kernels,beartype.beartype
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu hostile lint format types imports check clean
+.PHONY: help setup demo test test-slow test-gpu hostile bench lint format types imports check clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ test-gpu: $(READY) ## the tests that need a CUDA device
 
 hostile: $(READY) ## 2,700 hostile files through every decoder: a table, and an error on any violation (5 minutes; needs ffmpeg)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.run
+
+bench: $(READY) ## file to embedding beside the usual way: make bench SOURCES=FOLDER_OF_NATURAL_VIDEOS
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python tools/bench/pipeline.py compare $(SOURCES) --csv tools/bench/results/pipeline.csv
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

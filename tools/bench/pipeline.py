@@ -1,6 +1,6 @@
 """From video files to embeddings, side by side with the usual way, in one run.
 
-    python tools/bench/pipeline.py FOLDER_OF_NATURAL_VIDEOS --csv tools/bench/results/pipeline.csv
+    python tools/bench/pipeline.py compare FOLDER_OF_NATURAL_VIDEOS --csv tools/bench/results/pipeline.csv
 
 Makes 30-second clips of 640x360 out of the sources, with a key frame every 12 and every 250 frames, and a ViT-B/32
 with random weights that every way loads. Each way runs in a process of its own, in turn with the others, over all
