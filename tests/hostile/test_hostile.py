@@ -19,7 +19,7 @@ from tests.hostile.judge import NUM_FRAMES, judge
 from tests.hostile.pictures import TORN, draw_bars, ffmpeg_version, read_code
 from tests.hostile.truth import Truth
 from videolm.types import Clip
-from videolm.video.readers import VideoError
+from videolm.video.readers import VideoError, available_decoders
 
 needs_ffmpeg = pytest.mark.skipif(ffmpeg_version() is None, reason=NO_FFMPEG)
 NUM_MUTANTS = 200
@@ -35,6 +35,18 @@ def test_hostile_files_give_true_frames_or_an_error_and_cost_nothing(tmp_path):
     outcomes = Counter(a.verdict.outcome for a in bag.answers if a.case.kind == "mutant")
     assert outcomes["right"] > 0.25 * NUM_MUTANTS
     assert outcomes["refused"] > 0.25 * NUM_MUTANTS
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
+def test_the_other_decoders_give_nothing_wrong_of_the_files_that_once_broke_them(tmp_path, decoder):
+    version = available_decoders()[decoder]
+    if version.startswith("cannot"):
+        pytest.skip(f"{decoder} {version}")
+    two_by_two = [case for case in specials() if case.path.name == "two_by_two.mp4"]
+    bag = hunt([*found(), *two_by_two], decoder=decoder, folder=tmp_path)
+    assert bag.faults() == []
+    assert len(bag.answers) > len(two_by_two) + 3
 
 
 @needs_ffmpeg

@@ -73,6 +73,46 @@ def compare(
             append(csv_file, rows)
 
 
+@app.command()
+def overhead(
+    sources: Annotated[Path, typer.Argument(help="Folder of natural videos.")],
+    work: Annotated[Path, typer.Option(help="Folder for the clips.")] = Path("runs/bench"),
+    rounds: Annotated[int, typer.Option(min=1)] = 10,
+    gop: Annotated[list[int], typer.Option(help="Frames from key frame to key frame.")] = [12, 250],  # noqa: B006
+) -> None:
+    """What decoding in a worker process costs beside decoding in this one: the best round of each counts."""
+    from videolm.video.isolation import open_decoding
+    from videolm.video.samplers import Sampler
+    from videolm.video.transforms import Resize
+    from videolm.video.worker import ClipRequest, read_clip
+
+    torch.set_num_threads(1)
+    request = ClipRequest(Sampler("segment_middle", num_frames=NUM_FRAMES), Resize(224))
+    for distance in gop:
+        clips = [
+            str(path) for path in make_clips(sources, work / f"gop{distance}", gop=distance, num_videos=8)
+        ]
+        here, worker = [], []
+        with open_decoding(request, workers=1) as decoding:
+            for _ in range(rounds + 1):
+                started = time.perf_counter()
+                for path in clips:
+                    read_clip(path, request)
+                here.append(time.perf_counter() - started)
+                started = time.perf_counter()
+                for path in clips:
+                    decoding.submit(path)
+                for _ in clips:
+                    decoding.next_clip()
+                worker.append(time.perf_counter() - started)
+        # the first round starts the worker
+        milliseconds = [1000 * min(times[1:]) / len(clips) for times in (here, worker)]
+        print(
+            f"a key frame every {distance} frames: {milliseconds[0]:.1f} ms a clip here, {milliseconds[1]:.1f} in a "
+            f"worker ({milliseconds[1] / milliseconds[0] - 1:+.1%})"
+        )
+
+
 def summarise(way: str, runs: dict[str, list[dict[str, Any]]], *, gop: int) -> dict[str, Any]:
     """One row of the table: medians over the rounds, ratios within a round."""
     ratios = [usual["wall"] / run["wall"] for usual, run in zip(runs["usual"], runs[way], strict=True)]

@@ -26,12 +26,16 @@ from videolm.video.samplers import Sampler
 from videolm.video.transforms import Resize
 from videolm.video.worker import Answer, ClipRequest, prepare_worker, read_clip, work
 
-# Workers that die in a row without having taken a file: then it is not the files.
-_MAX_BROKEN_POOLS = 5
+# Pools that may break in a row without an answer: beyond that it is not the files. Each costs a quarter of a second.
+_MAX_BROKEN_POOLS = 10
 # How often a look is taken whether a file that does not come has got lost.
 _LOOK_SECONDS = 0.2
-# So long all workers may be idle although there are files: the first ones may have to load torch.
+# So long all workers may be idle although there are files, once: the first ones may have to load torch.
 _IDLE_SECONDS = 60.0
+_NO_WORKERS = (
+    "decode workers end before they take a file: the reason may be on the error stream. What they are given, the "
+    "sampler too, must be importable, so not from the main file; workers=0 (--workers 0) decodes in this process"
+)
 
 
 def read_clips(
@@ -143,6 +147,7 @@ class Workers:
         self._free_memory: list[int] = []
         self._num_scheduled = 0
         self._num_broken = 0
+        self._num_idle = 0
         self._pool = self._new_pool()
 
     def __enter__(self) -> Workers:
@@ -158,7 +163,7 @@ class Workers:
     def submit(self, path: str) -> None:
         memory = self._free_memory.pop() if self._free_memory else self._new_memory()
         self._jobs.append(_Job(path, memory, Future()))
-        self._schedule(self._jobs[-1])
+        self._give(self._jobs[-1])
 
     def next_clip(self) -> Clip | VideoError:
         job = self._jobs[0]
@@ -173,6 +178,8 @@ class Workers:
         limits, decoder = self._request.limits, self._request.decoder
         try:
             self._wait_for(job)
+            if _has_outcome(job):
+                self._num_broken = self._num_idle = 0
             answer = job.future.result()
         except TimeoutError:
             reason = f"{limits.timeout_seconds:g} s allowed (timeout_seconds), it took longer"
@@ -184,15 +191,11 @@ class Workers:
                 return VideoError(job.path, "timeout", reason, decoder)
             if job.num_deaths >= limits.max_deaths:
                 return VideoError(job.path, "crash", _cause_of_death(death.exitcode, limits), decoder)
-            self._schedule(job)
+            self._give(job)
             return None
-        except BrokenProcessPool as error:
-            self._num_broken += 1
-            if self._num_broken > _MAX_BROKEN_POOLS:
-                raise RuntimeError("decode workers die before they take a file") from error
+        except BrokenProcessPool:
             self._renew()
             return None
-        self._num_broken = 0
         if isinstance(answer, VideoError):
             return VideoError(job.path, answer.stage, answer.reason, answer.decoder)
         return answer.clip(job.path, job.memory)
@@ -203,29 +206,52 @@ class Workers:
             if not self._pool.active:
                 raise BrokenProcessPool
             if not job.has_started and any(j.number > job.number and j.has_started for j in self._jobs):
-                self._schedule(job)
+                self._give(job)
             if any(other.future.running() for other in self._jobs):
                 last_sign_of_life = time.monotonic()
             elif time.monotonic() - last_sign_of_life > _IDLE_SECONDS:
+                self._num_idle += 1
+                if self._num_idle > 1:
+                    raise RuntimeError(f"twice {_IDLE_SECONDS:.0f} s without a sign of life; {_NO_WORKERS}")
                 raise BrokenProcessPool
 
-    def _schedule(self, job: _Job) -> None:
-        if not self._pool.active:
-            # all that is not done moves to a new pool, this file too
+    def _give(self, job: _Job) -> None:
+        """Hand a file to the pool; where that is broken, all that is not done moves to a new one, this file too."""
+        job.future = Future()
+        if not self._schedule(job):
             self._renew()
-            return
+
+    def _schedule(self, job: _Job) -> bool:
+        """Whether the pool took the file."""
         # absolute: a worker does not see when this process changes its folder
         arguments = (os.path.abspath(job.path), f"/proc/{os.getpid()}/fd/{job.memory}", self._request)
+        try:
+            job.future = self._pool.schedule(
+                work, args=arguments, timeout=self._request.limits.timeout_seconds
+            )
+        # it breaks while its first workers are started
+        except BrokenProcessPool:
+            return False
+        except RuntimeError:
+            # pebble's word for a pool that has broken before
+            if self._pool.active:
+                raise
+            return False
         self._num_scheduled += 1
         job.number = self._num_scheduled
-        job.future = self._pool.schedule(work, args=arguments, timeout=self._request.limits.timeout_seconds)
+        return True
 
     def _renew(self) -> None:
-        self._stop()
-        self._pool = self._new_pool()
-        for job in self._jobs:
-            if not job.future.done() or isinstance(job.future.exception(), BrokenProcessPool):
-                self._schedule(job)
+        """A new pool for all that is not done; RuntimeError where pools break whatever they are given."""
+        is_complete = False
+        while not is_complete:
+            self._num_broken += 1
+            if self._num_broken > _MAX_BROKEN_POOLS:
+                raise RuntimeError(_NO_WORKERS)
+            self._stop()
+            left = [job for job in self._jobs if not _has_outcome(job)]
+            self._pool = self._new_pool()
+            is_complete = all(self._schedule(job) for job in left)
 
     def _new_pool(self) -> ProcessPool:
         # its processes start with the first file
@@ -246,6 +272,10 @@ class Workers:
     def _stop(self) -> None:
         self._pool.stop()
         self._pool.join()
+
+
+def _has_outcome(job: _Job) -> bool:
+    return job.future.done() and not isinstance(job.future.exception(), BrokenProcessPool)
 
 
 def _cause_of_death(exit_code: int, limits: Limits) -> str:

@@ -11,16 +11,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.videolm.video.traps import Trap
+from tests.videolm.video.traps import HomeLimits, HomeSampler, Trap
 from videolm.types import Clip
+from videolm.video import isolation
 from videolm.video.isolation import open_decoding, read_clips
-from videolm.video.processes import KernelLock
-from videolm.video.readers import DEFAULT_LIMITS, VideoError, open_video
+from videolm.video.processes import KernelLock, WorkerContext
+from videolm.video.readers import DEFAULT_LIMITS, VideoError, available_decoders, open_video
 from videolm.video.samplers import Sampler
 from videolm.video.transforms import Resize
 from videolm.video.worker import ClipRequest
@@ -231,6 +233,67 @@ def test_workers_killed_from_outside_cost_nothing_but_time(named: Callable[..., 
     assert num_killed >= 10
 
 
+class NoProcesses(WorkerContext):
+    """As where the system has no more, or the server of the workers does not start."""
+
+    def Process(self, *_: object, **__: object) -> None:  # type: ignore[override]  # noqa: N802
+        raise OSError("no more processes")
+
+
+@pytest.mark.parametrize("num_files", [1, 20])
+@pytest.mark.parametrize("cause", ["sampler", "limits", "processes"])
+def test_workers_that_never_take_a_file_are_an_error_within_seconds(
+    named: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch, cause: str, num_files: int
+) -> None:
+    settings: dict[str, Any] = {"sampler": SAMPLER}
+    if cause == "sampler":
+        settings["sampler"] = HomeSampler("segment_middle", num_frames=3)
+    elif cause == "limits":
+        settings["limits"] = HomeLimits()
+    else:
+        monkeypatch.setattr(isolation, "WorkerContext", NoProcesses)
+    paths = named(*map(str, range(num_files)))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"decode workers end before they take a file.*must be importable"):
+        list(read_clips(paths, **settings))
+    assert time.monotonic() - started < 20
+    assert workers_of(os.getpid()) == []
+    # the server of the workers may have been started
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 3
+
+
+def test_pools_that_break_while_files_are_given_are_counted(
+    named: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the first file breaks the pool long before the second comes
+    made = 0
+
+    class Counted(WorkerContext):
+        def __init__(self) -> None:
+            nonlocal made
+            made += 1
+
+    def slowly() -> Iterator[Path]:
+        for path in named(*map(str, range(30))):
+            yield path
+            time.sleep(0.3)
+
+    monkeypatch.setattr(isolation, "WorkerContext", Counted)
+    with pytest.raises(RuntimeError, match="decode workers end before they take a file"):
+        list(read_clips(slowly(), sampler=SAMPLER, limits=HomeLimits(), ahead=29))
+    assert made <= 11
+
+
+def test_torchcodec_can_be_loaded_in_a_worker(named: Callable[..., list[Path]]) -> None:
+    version = available_decoders()["torchcodec"]
+    if version.startswith("cannot"):
+        pytest.skip(f"torchcodec {version}")
+    # it is not loaded by the server of the workers, and asks for a folder that a worker cannot write to
+    (clip,) = outcomes(named("good"), decoder="torchcodec", workers=1).values()
+    assert isinstance(clip, Clip)
+
+
 def test_limits_and_workers_below_what_makes_sense_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"timeout_seconds \(0.0\) must be above 0"):
         replace(DEFAULT_LIMITS, timeout_seconds=0.0)
@@ -260,7 +323,7 @@ PROGRAM = """
 import sys
 from videolm.video.worker import ClipRequest
 from videolm.video.isolation import read_clips
-from tests.videolm.video.traps import Trap
+from tests.videolm.video.traps import HomeLimits, HomeSampler, Trap
 
 print("the main file runs", flush=True)
 for path, outcome in read_clips(sys.argv[1:], sampler=Trap("segment_middle", num_frames=3)):

@@ -10,7 +10,7 @@ import av
 import pytest
 import torch
 
-from tests.videolm.video.numbered import FPS, FRAMES, read_number
+from tests.videolm.video.numbered import FPS, FRAMES, encode, read_number
 from videolm.video.readers import DECODERS, Limits, VideoError, VideoReader, available_decoders, open_video
 from videolm.video.readers.auto import AutoReader
 from videolm.video.readers.collect import ProbedReader, collect
@@ -22,6 +22,8 @@ from videolm.video.writer import write_video
 
 FAST = {"preset": "ultrafast", "g": "12"}
 INSTALLED = [name for name, version in available_decoders().items() if not version.startswith("cannot")]
+
+needs_decord = pytest.mark.skipif("decord" not in INSTALLED, reason="decord cannot be used here")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,21 @@ def test_a_limit_is_named_in_the_refusal(make, limits, message):
     assert str(path) in str(caught.value)
 
 
+def test_a_file_of_too_many_streams_is_refused_by_name(folder):
+    path = folder / "streams.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("ffv1", rate=FPS) for _ in range(3)]
+        for stream in streams:
+            stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for stream in streams:
+            container.mux(stream.encode(av.VideoFrame(96, 64, "yuv420p")))
+            container.mux(stream.encode(None))
+    with pytest.raises(VideoError, match=r"2 streams allowed \(max_streams\), 3 found"):
+        open_video(path, limits=Limits(max_streams=2))
+    with open_video(path, limits=Limits(max_streams=3)) as reader:
+        assert reader.frames_at([0.0]).frames.shape == (1, 64, 96, 3)
+
+
 def test_two_full_size_pictures_at_most_are_in_memory(make):
     with open_video(make("constant.mp4"), decoder="pyav") as reader:
         found = reader._probe
@@ -120,6 +137,66 @@ def test_a_frame_that_a_back_end_leaves_out_is_missed(make):
         found = reader._probe
     with pytest.raises(VideoError, match=r"the frame at 0\.000000 s does not come out"):
         collect(found, [0.0], size=None, limits=Limits(), pictures=lambda wanted: [])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("it broke"), KeyError("it broke"), SystemError("it broke")])
+def test_whatever_a_decoder_raises_becomes_an_error_of_the_file(make, error):
+    with open_video(make("constant.mp4"), decoder="pyav") as reader:
+        found = reader._probe
+
+    def pictures(wanted):
+        raise error
+        yield
+
+    with pytest.raises(VideoError, match=rf"{type(error).__name__}: .*it broke") as caught:
+        collect(found, [0.0], size=None, limits=Limits(), pictures=pictures)
+    assert (caught.value.path, caught.value.stage) == (found.info.path, "decode")
+    assert caught.value.__cause__ is error
+
+
+@needs_decord
+def test_a_picture_of_no_three_colours_is_refused(folder):
+    # decord gives 48 values a pixel
+    tiny = encode(folder / "tiny.mp4", "libx264", size=(2, 2), options=FAST)
+    with open_video(tiny) as reader:
+        assert reader.frames_at([0.5]).frames.shape == (1, 2, 2, 3)
+    reason = 'gives a picture of 2x2x48 values; decoder="pyav" reads it'
+    with open_video(tiny, decoder="decord") as reader, pytest.raises(VideoError, match=reason):
+        reader.frames_at([0.5])
+
+
+@needs_decord
+def test_decord_is_refused_where_its_key_frames_are_not_those_of_the_file(folder, make):
+    # without the table decord takes every frame for one; PyAV looks into the packets
+    honest, lying = make("constant.mp4"), folder / "no_keys.mp4"
+    lying.write_bytes(honest.read_bytes().replace(b"stss", b"free"))
+    with open_video(lying) as reader, open_video(honest) as honest:
+        times = honest.pts_seconds[5::9]
+        assert torch.equal(reader.key_pts_seconds, honest.key_pts_seconds)
+        assert torch.equal(reader.frames_at(times).frames, honest.frames_at(times).frames)
+    with pytest.raises(VideoError, match="decord's 48 key frames are not the 4 of the packets"):
+        open_video(lying, decoder="decord")
+
+
+def test_frames_made_of_a_damaged_one_are_refused_until_the_next_key_frame(folder, make):
+    path = make("constant.mp4")
+    with av.open(str(path)) as container:
+        packet = [(p.pos, p.size) for p in container.demux(video=0) if p.size][15]
+    data = bytearray(path.read_bytes())
+    # the decoder covers it with what it has, and goes on with that
+    data[packet[0] + packet[1] // 3 : packet[0] + packet[1]] = bytes(packet[1] - packet[1] // 3)
+    damaged = folder / "torn.mp4"
+    damaged.write_bytes(data)
+    with open_video(path) as reader:
+        honest = reader.frames_at(reader.pts_seconds).frames
+    for index in range(FRAMES):
+        with open_video(damaged) as reader:
+            times = reader.pts_seconds[[index]]
+            if 15 <= index < 24:
+                with pytest.raises(VideoError, match=rf"{times[0]:.6f} s is damaged, or made of one that is"):
+                    reader.frames_at(times)
+            else:
+                assert torch.equal(reader.frames_at(times).frames[0], honest[index])
 
 
 def test_times_that_repeat_are_refused(folder, make):

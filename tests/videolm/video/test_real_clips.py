@@ -23,13 +23,13 @@ REFERENCE = [
     "dog_snow.mp4",
 ]  # fmt: skip
 DAMAGED = ["odd/corrupted.mp4", "odd/broken.mp4"]
-# decord: AV1, GIF, no stored times, hidden frames in its table, another of two video streams
+# AV1, GIF, AVI, VP9, hidden frames in its table, another of two video streams
 REFUSED_BY_DECORD = {
     "test_pattern.mkv", "newtons_cradle.gif", "car_park.gif", "eye_makeup.avi", "stream_of_water.webm",
-    "space_telescope.mp4", "odd/no_duration.webm",
+    "space_telescope.mp4", "odd/no_duration.webm", "odd/hard_hat_vp9.webm",
 }  # fmt: skip
-# no stored times; hidden frames in its table
-REFUSED_BY_TORCHCODEC = {"eye_makeup.avi", "stream_of_water.webm"}
+# AV1, AVI, hidden frames in its table
+REFUSED_BY_TORCHCODEC = {"test_pattern.mkv", "eye_makeup.avi", "stream_of_water.webm"}
 
 
 def described():

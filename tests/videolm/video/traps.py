@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from videolm.types import VideoInfo
-from videolm.video.readers import VideoError
+from videolm.video.readers import Limits, VideoError
 from videolm.video.samplers import Sampler
 
 
@@ -33,6 +34,29 @@ class Trap(Sampler):
         if spring is not None:
             spring(path)
         return super().__call__(info, generator=generator, key_seconds=key_seconds)
+
+
+@dataclass(frozen=True)
+class HomeSampler(Sampler):
+    """Can be given to a worker, but not loaded there, as if it came from the main file."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return refuse_to_load, (os.getpid(), Sampler, "segment_middle")
+
+
+@dataclass(frozen=True)
+class HomeLimits(Limits):
+    """As HomeSampler: what a worker gets before its first file."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return refuse_to_load, (os.getpid(), Limits)
+
+
+def refuse_to_load(home: int, make: Callable[..., object], *arguments: object) -> object:
+    """Only the process that it comes from can load it."""
+    if os.getpid() != home:
+        raise ImportError("no such module in a worker")
+    return make(*arguments)
 
 
 def die_once(path: Path) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from videolm.types import Clip, VideoInfo
-from videolm.video.readers.guard import GuardedFile, Limits, VideoError
+from videolm.video.readers.guard import GuardedFile, Limits, VideoError, wrap_errors
 from videolm.video.readers.probe import Probe
 from videolm.video.transforms import Interpolation, Resize, resize
 
@@ -97,8 +97,9 @@ def collect(
     for row, index in enumerate(indices):
         rows.setdefault(index, []).append(row)
     frames = torch.empty((len(times), height, width, 3), dtype=torch.uint8)
-    for index, picture in pictures(sorted(rows)):
-        frames[rows.pop(index)] = resize(picture[None], height, width, interpolation=interpolation)
+    with wrap_errors(info.path, "decode", info.decoder):
+        for index, picture in pictures(sorted(rows)):
+            frames[rows.pop(index)] = resize(picture[None], height, width, interpolation=interpolation)
     if rows:
         reason = f"the frame at {found.seconds(min(rows)):.6f} s does not come out of the decoder"
         raise VideoError(info.path, "decode", reason, info.decoder)

@@ -18,6 +18,8 @@ from videolm.video.readers.walks import key_frames_hold
 
 NAME = "decord"
 _WAY_OUT = 'decoder="pyav" reads it'
+# What it reads wrongly, by the name that FFmpeg gives it. AVI and VP9 only where a file is damaged, without a word.
+_CONTAINERS = {"mpegts": "MPEG-TS", "avi": "AVI"}
 
 
 def version() -> str:
@@ -45,6 +47,11 @@ def open_reader(path: str, *, limits: Limits, square_pixels: bool) -> ProbedRead
                     # one frame at a time and by number: a slice of decord's reader is not what it seems
                     picture = torch.from_numpy(_to_numpy(reader[index]))
                     check_shape(picture.shape[:2], index, found, file)
+                    if picture.shape[2:] != (3,):
+                        shape = "x".join(map(str, picture.shape))
+                        raise file.refusal(
+                            f"decord gives a picture of {shape} values; {_WAY_OUT}", stage="decode"
+                        )
                 yield index, picture
 
         return ProbedReader(file, with_square_pixels(found) if square_pixels else found, pictures)
@@ -64,9 +71,9 @@ def _import_decord() -> ModuleType:
 def _weakness(found: Probe, file: GuardedFile) -> str | None:
     """What decord 0.6 is known to read wrongly, as measured on files with numbered frames."""
     info = found.info
-    if info.container == "mpegts":
-        return "MPEG-TS"
-    if info.codec in ("av1", "gif"):
+    if info.container in _CONTAINERS:
+        return _CONTAINERS[info.container]
+    if info.codec in ("vp9", "av1", "gif"):
         return info.codec.upper()
     if found.num_hidden:
         return "a file with an edit list that cuts frames off"
@@ -82,7 +89,7 @@ def _weakness(found: Probe, file: GuardedFile) -> str | None:
 
 
 def _open_checked(file: GuardedFile, found: Probe) -> Any:
-    """decord's reader, if its table of times is the one that the packets say (decord counts from 0)."""
+    """decord's reader, if its tables of times and key frames are what the packets say (decord counts from 0)."""
     try:
         decord = _import_decord()
     # a broken installation raises anything: ImportError, OSError for a missing library, RuntimeError
@@ -92,6 +99,7 @@ def _open_checked(file: GuardedFile, found: Probe) -> Any:
     try:
         reader = decord.VideoReader(file.source, ctx=decord.cpu(0), num_threads=1)
         times = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)[:, 0]
+        keys = list(reader.get_key_indices())
     except Exception as error:
         reason = f"decord cannot open the file ({describe(error)}); {_WAY_OUT}"
         raise file.refusal(reason) from error
@@ -99,6 +107,12 @@ def _open_checked(file: GuardedFile, found: Probe) -> Any:
     # float32 seconds
     if times.shape != expected.shape or not np.allclose(times, expected, rtol=1e-6, atol=1e-4):
         reason = f"decord's {len(times)} frame times are not those of the {len(expected)} packets; {_WAY_OUT}"
+        raise file.refusal(reason)
+    # it jumps to these, whatever comes out there
+    if keys != list(found.key_indices):
+        reason = (
+            f"decord's {len(keys)} key frames are not the {len(found.key_indices)} of the packets; {_WAY_OUT}"
+        )
         raise file.refusal(reason)
     return reader
 

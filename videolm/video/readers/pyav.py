@@ -94,9 +94,6 @@ class CarefulPictures:
             yield from walk(container, video_stream(container, self._file), self._probe, wanted, self._file)
 
     def _picture(self, frame: VideoFrame, index: int) -> UInt8[Tensor, "height width 3"]:
-        if frame.is_corrupt:
-            reason = f"the frame at {self._probe.seconds(index):.6f} s is damaged"
-            raise self._file.refusal(reason, stage="decode")
         orientation = self._probe.orientation
         check_shape(orientation.apply(frame.height, frame.width), index, self._probe, self._file)
         with wrap_errors(self._file.path, "decode", NAME):

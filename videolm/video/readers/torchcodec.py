@@ -22,6 +22,8 @@ from videolm.video.readers.probe import TOLERANCE_SECONDS, Probe, check_shape, p
 
 NAME = "torchcodec"
 _WAY_OUT = 'decoder="pyav" reads it'
+# What it reads wrongly, by the name that FFmpeg gives it. AVI and AV1 only where a file is damaged, without a word.
+_CONTAINERS = {"mpegts": "MPEG-TS", "mpeg": "MPEG-PS", "avi": "AVI"}
 
 
 def version() -> str:
@@ -62,8 +64,10 @@ def _import_torchcodec() -> ModuleType:
 def _weakness(found: Probe) -> str | None:
     """What torchcodec 0.12 is known to read wrongly, as measured on files with numbered frames."""
     info = found.info
-    if info.container in ("mpegts", "mpeg"):
-        return {"mpegts": "MPEG-TS", "mpeg": "MPEG-PS"}[info.container]
+    if info.container in _CONTAINERS:
+        return _CONTAINERS[info.container]
+    if info.codec == "av1":
+        return "AV1"
     if found.num_hidden:
         return "a file with an edit list that cuts frames off"
     if info.times == "counted":

@@ -1,6 +1,6 @@
 """From packets to the wanted frames: all frames in order, or only what the wanted ones need.
 
-Both say (index, frame) of each wanted frame once, ascending, with exactly the time of the probe, or raise.
+Both say (index, frame) of each wanted frame once, ascending, whole, with exactly the time of the probe, or raise.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def needed_only(
     # time of the key frame that has to come out first after a restart; time of the frame before
     start: int | None = None
     before: int | None = None
+    is_torn = False
     for packet in packets_from_first_key(container, stream):
         if packet.is_keyframe and packet.pts in starts and shows_frame(packet):
             if not pending:
@@ -101,7 +102,9 @@ def needed_only(
             if start is None:
                 _check_ascending(pts, before, found, file)
                 before = pts
+                is_torn = _is_torn(frame, pts, found, after_torn=is_torn)
                 if pts in missing:
+                    _check_whole(missing[pts], found, file, is_torn=is_torn)
                     yield missing.pop(pts), frame
         if not pending and not starts:
             break
@@ -117,13 +120,11 @@ def key_frames_hold(found: Probe, file: GuardedFile) -> bool:
         with wrap_errors(file.path, "decode", file.decoder), open_container(file) as container:
             stream = video_stream(container, file)
             wanted = found.key_indices[1:2]
-            frames = [
-                frame for _, frame in needed_only(container, stream, found, wanted, file, restarts=True)
-            ]
+            list(needed_only(container, stream, found, wanted, file, restarts=True))
     except VideoError:
         # not swallowed: it is the answer
         return False
-    return not frames[0].is_corrupt
+    return True
 
 
 def in_order(
@@ -135,8 +136,11 @@ def in_order(
     # counted frames are only known by their number if none of the whole file is lost
     last = found.pts[-1 if counted else wanted[-1]]
     pts = -1
+    is_torn = False
     for pts, frame in _decode_all(container, stream, found, file):
+        is_torn = _is_torn(frame, pts, found, after_torn=is_torn)
         if pts in missing:
+            _check_whole(missing[pts], found, file, is_torn=is_torn)
             yield missing.pop(pts), frame
         if pts >= last:
             break
@@ -194,6 +198,20 @@ def _check_ascending(pts: int, before: int | None, found: Probe, file: GuardedFi
         at = float(pts * found.time_base)
         reason = f"presentation times do not ascend: {at:.6f} s comes back too late"
         raise ContradictionError(file.path, "decode", reason, file.decoder)
+
+
+def _is_torn(frame: VideoFrame, pts: int, found: Probe, *, after_torn: bool) -> bool:
+    """Whether a frame is damaged, or may be made of one that is: only a key frame ends that.
+
+    Before the first frame that is shown nothing counts: a file may begin where frames refer to what was cut off.
+    """
+    return pts >= found.pts[0] and (frame.is_corrupt or (after_torn and not frame.key_frame))
+
+
+def _check_whole(index: int, found: Probe, file: GuardedFile, *, is_torn: bool) -> None:
+    if is_torn:
+        reason = f"the frame at {found.seconds(index):.6f} s is damaged, or made of one that is"
+        raise file.refusal(reason, stage="decode")
 
 
 def _not_decoded(index: int, found: Probe, file: GuardedFile) -> VideoError:
