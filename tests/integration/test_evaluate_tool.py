@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tests.data import data_path
 from tests.tiny import write_clip, write_random_clip
+from videolm import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "retrieval" / "msrvtt_zeroshot.yaml"
@@ -68,6 +69,28 @@ def test_a_wrong_override_names_the_config(tool, benchmark):
     answer = CliRunner().invoke(tool, arguments(benchmark, "--set", "splitt=test"))
     assert answer.exit_code == 2
     assert "msrvtt_zeroshot.yaml: " in answer.stderr
+
+
+def test_the_command_takes_sampler_and_dtype(benchmark):
+    answer = CliRunner().invoke(
+        cli.app,
+        [
+            *("evaluate", "mini", str(benchmark), "--allow-missing", "--quiet", "--format", "json"),
+            *("--sampler", "keyframes", "--dtype", "bfloat16"),
+        ],
+    )
+    assert answer.exit_code == 0
+    written = json.loads(answer.stdout)
+    assert (written["sampler"]["kind"], written["protocol"]["dtype"]) == ("keyframes", "torch.bfloat16")
+
+
+def test_a_folder_for_the_report_that_cannot_be_made_is_an_error_before_any_video(
+    tool, benchmark, tmp_path, monkeypatch
+):
+    (tmp_path / "out").touch()
+    monkeypatch.delattr("videolm.evaluation.evaluate")
+    answer = CliRunner().invoke(tool, arguments(benchmark, "--out", str(tmp_path / "out")))
+    assert "FileExistsError" in answer.stderr
 
 
 def test_clip_with_random_weights_on_the_real_clips_of_the_full_split(tool, tmp_path):

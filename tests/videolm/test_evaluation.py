@@ -174,7 +174,87 @@ def test_without_the_training_list_the_clean_rows_are_left_out_and_that_is_said(
     (folder / "MSRVTT_train.9k.csv").unlink()
     report = evaluate(tiny_model(), folder, show_progress_bar=False)
     assert [r.name for r in report.results] == ["all", "random embeddings (the floor)"]
-    assert "MSRVTT_train.9k.csv, which is not there" in report.markdown()
+    assert report.notes[:-1] == ["1k-A clean needs MSRVTT_train.9k.csv, which is not there"]
+    assert report.ceiling is not None
+
+
+def test_without_the_annotation_the_ceiling_is_left_out_too_and_that_is_said(msrvtt, tmp_path):
+    folder = shutil.copytree(msrvtt, tmp_path / "msrvtt")
+    (folder / "MSRVTT_data.json").unlink()
+    report = evaluate(tiny_model(), folder, show_progress_bar=False)
+    assert report.notes[:-1] == [
+        "1k-A clean needs MSRVTT_data.json, which is not there",
+        "the ceiling needs MSRVTT_data.json, which is not there",
+    ]
+    assert report.ceiling is None
+
+
+def without_times(annotation):
+    del annotation["videos"][8]["start time"]
+
+
+def without_captions(annotation):
+    annotation["sentences"] = [s for s in annotation["sentences"] if s["video_id"] != "video7"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_times, r"MSRVTT_data\.json is not readable: KeyError: 'start time'"),
+        (without_captions, r"video video7 has no caption in MSRVTT_data\.json"),
+    ],
+)
+def test_a_damaged_annotation_is_an_error_before_any_video_is_encoded(
+    msrvtt, tmp_path, monkeypatch, damage, message
+):
+    folder = shutil.copytree(msrvtt, tmp_path / "msrvtt")
+    path = folder / "MSRVTT_data.json"
+    annotation = json.loads(path.read_text())
+    damage(annotation)
+    path.write_text(json.dumps(annotation))
+    monkeypatch.delattr("videolm.pipeline.VideoLM.encode_videos")
+    with pytest.raises(ValueError, match=message):
+        evaluate(tiny_model(), folder, show_progress_bar=False)
+
+
+def test_a_model_without_a_tokenizer_is_an_error_before_any_video_is_encoded(msrvtt, monkeypatch):
+    model = tiny_model()
+    model.tokenizer = None
+    monkeypatch.delattr("videolm.pipeline.VideoLM.encode_videos")
+    with pytest.raises(ValueError, match="cannot encode texts without a tokenizer"):
+        evaluate(model, msrvtt, show_progress_bar=False)
+
+
+def test_a_model_in_another_dtype_than_the_protocol_s_is_an_error_that_says_how_to_load_it(msrvtt):
+    with pytest.raises(ValueError, match=r"'bfloat16'.*torch\.float32: load it with dtype=torch\.bfloat16"):
+        evaluate(tiny_model(), msrvtt, protocol=Protocol(dtype="bfloat16"), show_progress_bar=False)
+    report = evaluate(tiny_model(), msrvtt, protocol=Protocol(dtype="float32"), show_progress_bar=False)
+    assert report.protocol["dtype"] == "torch.float32"
+
+
+def test_the_protocol_s_sampler_decides_the_frames_and_is_reported(msrvtt, clean_report):
+    protocol = Protocol(sampler="linspace_endpoints")
+    report = evaluate(tiny_model(), msrvtt, protocol=protocol, show_progress_bar=False)
+    assert report.sampler["kind"] == "linspace_endpoints"
+    assert report.sampler["num_frames"] == clean_report.sampler["num_frames"] == 3
+    model = tiny_model()
+    paths = [video_path(msrvtt, f"video{i}") for i in range(NUM_TEST)]
+    videos = model.encode_videos(paths, sampler="linspace_endpoints")
+    queries = read_queries(msrvtt)
+    row = {query.video_id: i for i, query in enumerate(queries)}
+    assert (report.t2v, report.v2t) == retrieval_scores(model, videos, queries, row)
+    top_scores = clean_report.queries.ranking.t2v.top_scores
+    assert not np.allclose(report.queries.ranking.t2v.top_scores, top_scores, atol=1e-4)
+
+
+def test_the_report_says_what_brackets_transductive_and_the_decoder_mean(clean_report, msrvtt):
+    text = clean_report.markdown()
+    assert text.count("95 % interval of a percentile bootstrap over the videos") == 1
+    assert text.count("Transductive: ") == 1
+    versions = clean_report.environment["decoders"]
+    assert f"files are read by the first of pyav {versions['pyav']}" in text
+    by_name = evaluate(tiny_model(), msrvtt, protocol=Protocol(decoder="pyav"), show_progress_bar=False)
+    assert "files are read by" not in by_name.markdown()
 
 
 def test_the_table_of_queries_is_what_the_matrix_says(msrvtt, clean_report, tmp_path):
@@ -240,6 +320,11 @@ def test_every_caption_of_the_full_split_is_a_query(msrvtt, tmp_path):
         sentence(5),
         sentence(105),
     }
+    written_for = {sentence(3).title() + " .": "video4"} | {
+        sentence(start + i): f"video{i}" for i in (4, 5) for start in (0, 100)
+    }
+    assert captions["top_video_ids"] == [written_for[name] for name in captions["top_ids"]]
+    assert groups["top_video_ids"] == groups["top_ids"]
 
 
 def test_missing_videos_are_an_error_that_counts_and_names_them(msrvtt, tmp_path):
@@ -273,6 +358,20 @@ def test_a_limit_takes_the_first_videos_of_the_list(msrvtt):
     report = evaluate(tiny_model(), msrvtt, limit=3, show_progress_bar=False)
     assert report.queries.video_ids == ["video0", "video1", "video2"]
     assert report.protocol["limit"] == 3
+    assert (report.num_listed, report.num_ranked, report.missing) == (8, 3, [])
+    headline, *_ = text = report.markdown().splitlines()
+    assert headline.endswith(", the first 3 of 8 videos, 3 queries")
+    assert any("**Only 3 of 8 videos were ranked.**" in line for line in text)
+    assert "> The limit took the first 3 of 8 videos." in text
+
+
+def test_a_limit_beyond_the_list_is_none(msrvtt, clean_report):
+    report = evaluate(tiny_model(), msrvtt, limit=NUM_TEST, show_progress_bar=False)
+    assert not report.is_partial
+    assert report.markdown().splitlines()[0] == clean_report.markdown().splitlines()[0]
+
+
+def test_a_limit_below_one_is_an_error(msrvtt):
     with pytest.raises(ValueError, match=r"limit \(0\)"):
         evaluate(tiny_model(), msrvtt, limit=0)
 

@@ -62,7 +62,7 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path, text):
 
 def test_the_zero_shot_protocol_is_that_of_1k_a_with_12_frames_and_nothing_transductive():
     protocol = read_protocol(ZERO_SHOT)
-    assert protocol == Protocol(num_frames=12)
+    assert protocol == Protocol(num_frames=12, dtype="float32")
     assert (protocol.benchmark, protocol.split, protocol.dsl, protocol.qb_norm) == (
         "msrvtt",
         "test",
@@ -72,8 +72,8 @@ def test_the_zero_shot_protocol_is_that_of_1k_a_with_12_frames_and_nothing_trans
 
 
 def test_an_override_of_a_protocol_changes_one_value():
-    protocol = read_protocol(ZERO_SHOT, ["split=full-test", "dsl=true"])
-    assert protocol == Protocol(split="full-test", num_frames=12, dsl=True)
+    protocol = read_protocol(ZERO_SHOT, ["split=full-test", "dsl=true", "sampler=keyframes", "dtype=auto"])
+    assert protocol == Protocol(split="full-test", num_frames=12, dsl=True, sampler="keyframes")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,8 @@ def test_an_override_of_a_protocol_changes_one_value():
         ("ties=average", "average"),
         ("v2t=max", "max"),
         ("num_frames=0", "num_frames"),
+        ("sampler=random", "random"),
+        ("dtype=float8", "float8"),
         ("split=${oc.env:HOME}", "interpolation"),
     ],
 )

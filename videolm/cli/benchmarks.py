@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videolm.cli.options import AllowFailures, Format, NumFrames, OutputFormat, Quiet, Verbose
+from videolm.cli.options import AllowFailures, Format, NumFrames, OutputFormat, Quiet, SamplerOption, Verbose
 from videolm.cli.output import load_model, print_json, print_table, printable, reporting, say
 
 if TYPE_CHECKING:
     from videolm.datasets.protocol import Protocol
+
+
+class DtypeName(StrEnum):
+    """What a model computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 def evaluate(
@@ -21,6 +31,10 @@ def evaluate(
     split: Annotated[str, typer.Option(help="A split of the benchmark.")] = "test",
     videos: Annotated[Path | None, typer.Option(help="Folder with the videos; default: DATA/videos.")] = None,
     num_frames: NumFrames = None,
+    sampler: SamplerOption = None,
+    dtype: Annotated[
+        DtypeName, typer.Option(help="What the model computes in; float32 for numbers that compare.")
+    ] = DtypeName.auto,
     dsl: Annotated[bool, typer.Option("--dsl", help="Also dual softmax (transductive).")] = False,
     qb_norm: Annotated[bool, typer.Option("--qb-norm", help="Also QB-Norm (transductive).")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and more.")] = None,
@@ -41,7 +55,13 @@ def evaluate(
             model,
             data,
             protocol=Protocol(
-                benchmark=benchmark, split=split, num_frames=num_frames, dsl=dsl, qb_norm=qb_norm
+                benchmark=benchmark,
+                split=split,
+                num_frames=num_frames,
+                sampler=None if sampler is None else sampler.value,
+                dtype=dtype.value,
+                dsl=dsl,
+                qb_norm=qb_norm,
             ),
             videos=videos,
             out=out,
@@ -93,8 +113,11 @@ def run_evaluation(
     """Evaluate, print and save; exit code 3 where a video could not be read and that was not allowed."""
     import videolm.evaluation
 
+    if out is not None:
+        # a folder that cannot be made is better known now than after the videos
+        out.mkdir(parents=True, exist_ok=True)
     report = videolm.evaluation.evaluate(
-        load_model(model, allow_untrained=True),
+        load_model(model, allow_untrained=True, dtype=protocol.dtype),
         data,
         protocol=protocol,
         videos=videos,

@@ -11,6 +11,9 @@ import videolm
 from videolm.cli.options import Format, OutputFormat, Verbose
 from videolm.cli.output import print_json, print_mapping, print_table, reporting
 
+# ViT-B/32 with its text tower; a small model computes in float32 everywhere.
+_CLIP_PARAMETERS = 150_000_000
+
 Decoders = Annotated[
     bool, typer.Option("--decoders", help="Try every decoder on files of every kind; takes some seconds.")
 ]
@@ -22,8 +25,7 @@ def doctor(decoders: Decoders = False, format: OutputFormat = Format.table, verb
         if decoders:
             _print_matrix(format)
             return
-        import torch
-
+        from videolm.pipeline.precision import auto_dtype
         from videolm.pipeline.video_lm import describe_environment, pick_device
         from videolm_kernels.backend import choose_backend
 
@@ -33,7 +35,7 @@ def doctor(decoders: Decoders = False, format: OutputFormat = Format.table, verb
             {
                 "videolm": videolm.__version__,
                 **describe_environment(device),
-                "dtype": str(torch.float32),
+                "dtype": f"{auto_dtype(device, num_parameters=_CLIP_PARAMETERS)} (a model of CLIP's size)",
                 "kernels": {"temporal_attention": f"{choice.backend} ({choice.reason})"},
             },
             format,

@@ -11,19 +11,26 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 import videolm
 from videolm.cli.options import Format
 
+if TYPE_CHECKING:
+    from videolm.datasets.protocol import Dtype
+
 _MOST_FAILURES_SHOWN = 5
 
 
-def load_model(name: str, *, allow_untrained: bool) -> videolm.VideoLM:
+def load_model(name: str, *, allow_untrained: bool, dtype: Dtype = "auto") -> videolm.VideoLM:
+    import torch
+
     with warnings_said():
-        return videolm.load(name, allow_untrained=allow_untrained)
+        return videolm.load(
+            name, allow_untrained=allow_untrained, dtype="auto" if dtype == "auto" else getattr(torch, dtype)
+        )
 
 
 @contextmanager

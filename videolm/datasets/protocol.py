@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from videolm.metrics.retrieval import Ties, VideoToText
 from videolm.video.readers.guard import Decoder
+from videolm.video.samplers import Kind
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""What a model computes in; "auto" is the faster of float32 and bfloat16 on the machine at hand."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,9 @@ class Protocol:
     split: str = "test"
     num_frames: int | None = None
     """Frames a video; None: as the model was trained."""
+    sampler: Kind | None = None
+    """Which moments of a video are looked at; None: as the model was trained."""
+    dtype: Dtype = "auto"
     decoder: Decoder = "auto"
     ties: Ties = "mean"
     v2t: VideoToText = "group_max"

@@ -17,6 +17,7 @@ from videolm.evaluation.videos import named
 from videolm.files import replace_file, write_json, write_text
 from videolm.metrics.retrieval import RankedQueries, RetrievalRanking, RetrievalScores
 from videolm.types import Failure, ModelInfo
+from videolm.video.samplers import Sampler
 
 _PLOT = "ranks.png"
 
@@ -50,15 +51,15 @@ class QueryTable:
         """Direction, query, target, rank, and ids and scores of the first ten candidates.
 
         A video's candidates are videos, standing for all of their captions, under "group_max", and sentences
-        under "best_caption".
+        under "best_caption": what such a sentence was written for is in `top_video_ids`, which elsewhere is `top_ids`.
         """
         sentences = [query.sentence for query in self.queries]
-        of_videos = self.video_ids if self.v2t == "group_max" else sentences
         targets = [query.video_id for query in self.queries]
+        names, videos = (self.video_ids,) * 2 if self.v2t == "group_max" else (sentences, targets)
         return pa.concat_tables(
             [
-                _query_table("t2v", sentences, targets, self.video_ids, self.ranking.t2v),
-                _query_table("v2t", self.video_ids, self.video_ids, of_videos, self.ranking.v2t),
+                _query_table("t2v", sentences, targets, self.video_ids, self.video_ids, self.ranking.t2v),
+                _query_table("v2t", self.video_ids, self.video_ids, names, videos, self.ranking.v2t),
             ]
         )
 
@@ -74,7 +75,7 @@ class Report:
     results: list[Result]
     """The plain result on all queries first."""
     num_listed: int
-    """Videos that the benchmark lists (up to the limit)."""
+    """Videos that the benchmark lists, whatever the limit."""
     num_ranked: int
     """Videos that were found and could be read: what a query was ranked against."""
     missing: list[str] = field(default_factory=list)
@@ -107,13 +108,16 @@ class Report:
 
     @property
     def sampler(self) -> dict[str, Any]:
-        """As the model's, with the protocol's number of frames if it names one."""
-        num_frames = self.protocol["num_frames"]
-        return self.model.sampler | ({} if num_frames is None else {"num_frames": num_frames})
+        """As the model's, with the protocol's kind and number of frames if it names them."""
+        num_frames, kind = self.protocol["num_frames"], self.protocol["sampler"]
+        sampler = self.model.sampler | ({} if num_frames is None else {"num_frames": num_frames})
+        if kind is None or kind == sampler["kind"]:
+            return sampler
+        return asdict(Sampler(kind, num_frames=sampler["num_frames"]))
 
     @property
     def is_partial(self) -> bool:
-        """Videos are missing or unreadable: fewer to rank against, so every number is too good."""
+        """Videos are missing, unreadable or beyond the limit: fewer to rank against, so every number is too good."""
         return self.num_ranked < self.num_listed
 
     def scores(self) -> dict[str, float]:
@@ -155,10 +159,12 @@ class Report:
     def markdown(self) -> str:
         """The report for people."""
         trained = "" if self.model.trained else " (**untrained: random weights**)"
+        limit = f"{self._limit()}, " if self._limit() else ""
         parts = [
-            [f"{self.model.name}{trained} on {self.benchmark}, {self.t2v.num_queries:,} queries"],
+            [f"{self.model.name}{trained} on {self.benchmark}, {limit}{self.t2v.num_queries:,} queries"],
             self._left_out(),
             _result_table(self.results),
+            _legend(self.results),
             [f"- {note}" for note in self.notes],
             self._ceiling(),
             self._twins(),
@@ -187,6 +193,13 @@ class Report:
         write_text(folder / "report.md", text + "\n")
         write_json(folder / "report.json", self.as_json())
 
+    def _limit(self) -> str:
+        """What the limit leaves; nothing where it cuts nothing off."""
+        limit = self.protocol["limit"]
+        if limit is None or limit >= self.num_listed:
+            return ""
+        return f"the first {limit:,} of {self.num_listed:,} videos"
+
     def _left_out(self) -> list[str]:
         if not self.is_partial:
             return []
@@ -196,6 +209,8 @@ class Report:
             "comparable with those on the whole benchmark.",
             ">",
         ]
+        if limit := self._limit():
+            lines.append(f"> The limit took {limit}.")
         if self.missing:
             lines.append(
                 f"> {len(self.missing):,} videos have no file: {named(self.missing)} (all names in report.json)"
@@ -256,6 +271,21 @@ def _result_table(results: Sequence[Result]) -> list[str]:
     return lines
 
 
+def _legend(results: Sequence[Result]) -> list[str]:
+    lines = []
+    if any(result.t2v_intervals for result in results):
+        lines.append(
+            "In brackets: the 95 % interval of a percentile bootstrap over the videos, that is, how far R@1 would "
+            "move with other queries to the same videos."
+        )
+    if any(result.is_transductive for result in results):
+        lines.append(
+            "Transductive: a query's scores were mended with the help of other queries (DSL: all of the test's; "
+            "QB-Norm: sentences of the training split), so they do not compare with plain ones."
+        )
+    return lines
+
+
 def _score_cells(scores: RetrievalScores, intervals: dict[str, tuple[float, float]]) -> str:
     first = f"{scores.r1:.1f}"
     if "r1" in intervals:
@@ -278,17 +308,20 @@ def _query_table(
     direction: str,
     queries: Sequence[str],
     targets: Sequence[str],
-    candidates: Sequence[str],
+    names: Sequence[str],
+    videos: Sequence[str],
     ranked: RankedQueries,
 ) -> pa.Table:
-    names = np.asarray(candidates, dtype=object)[ranked.top_indices]
+    """`names` and `videos` are of the candidates."""
+    top_ids, top_video_ids = (np.asarray(ids, dtype=object)[ranked.top_indices] for ids in (names, videos))
     return pa.table(
         {
             "direction": pa.array([direction] * len(queries), pa.string()),
             "query": pa.array(queries, pa.string()),
             "target": pa.array(targets, pa.string()),
             "rank": pa.array(ranked.ranks, pa.float64()),
-            "top_ids": pa.array(names.tolist(), pa.list_(pa.string())),
+            "top_ids": pa.array(top_ids.tolist(), pa.list_(pa.string())),
+            "top_video_ids": pa.array(top_video_ids.tolist(), pa.list_(pa.string())),
             "top_scores": pa.array(ranked.top_scores.tolist(), pa.list_(pa.float32())),
         }
     )

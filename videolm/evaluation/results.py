@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from videolm.datasets.msrvtt import read_leak
 from videolm.datasets.protocol import Protocol
 from videolm.evaluation.report import Result
-from videolm.evaluation.twins import is_world
 from videolm.metrics.bootstrap import bootstrap_intervals
 from videolm.metrics.rescoring import Queries, build_querybank, dual_softmax, querybank_norm
 from videolm.metrics.retrieval import (
@@ -33,28 +30,31 @@ def score(
     video_of_text: Int[np.ndarray, " texts"],
     ids: Sequence[str],
     *,
-    folder: Path,
     protocol: Protocol,
+    leaks: Mapping[str, Set[str]],
     bank: tuple[ScoreBlocks, int] | None,
-) -> tuple[RetrievalRanking, list[Result], list[str]]:
-    """The plain ranking, all results that the protocol asks for (the plain one first), and what is to be said of them.
+) -> tuple[RetrievalRanking, list[Result]]:
+    """The plain ranking, and all results that the protocol asks for, the plain one first.
 
-    `ids` are the videos in the order of the columns; `bank` holds the scores of other sentences, and how many.
+    `ids` are the videos in the order of the columns; `leaks` those that training has seen something of, by what;
+    `bank` holds the scores of other sentences, and how many.
     """
     rank = partial(
         rank_retrieval, video_of_text=video_of_text, num_videos=len(ids), ties=protocol.ties, v2t=protocol.v2t
     )
     ranking = rank(blocks)
     results = [_result("all", ranking, video_of_text, seed=protocol.seed)]
-    subsets, notes = _subsets(folder, protocol, ids)
-    for name, is_kept in subsets.items():
-        results.append(_result(name, ranking, video_of_text, seed=protocol.seed, is_kept=is_kept))
+    for what, left_out in leaks.items():
+        is_kept = np.array([video_id not in left_out for video_id in ids])
+        if is_kept.any():
+            name = f"1k-A clean: without the {(~is_kept).sum()} {what}"
+            results.append(_result(name, ranking, video_of_text, seed=protocol.seed, is_kept=is_kept))
     if protocol.dsl:
         results.append(_dual_softmax_result(rank, blocks, video_of_text, protocol))
     if bank is not None:
         results.append(_querybank_result(rank, blocks, video_of_text, protocol, bank))
     results.append(_floor(rank, video_of_text, len(ids), seed=protocol.seed))
-    return ranking, results, notes
+    return ranking, results
 
 
 def _result(
@@ -126,29 +126,3 @@ def _floor(
     videos = generator.standard_normal((num_videos, _RANDOM_DIM), dtype=np.float32)
     ranking = rank(cosine_blocks(texts, videos))
     return _result("random embeddings (the floor)", ranking, video_of_text, seed=seed)
-
-
-def _subsets(
-    folder: Path, protocol: Protocol, ids: Sequence[str]
-) -> tuple[dict[str, Bool[np.ndarray, " videos"]], list[str]]:
-    """Of MSR-VTT 1k-A, which videos are kept where those that 9k training has seen something of are left out."""
-    if (protocol.benchmark, protocol.split) != ("msrvtt", "test") or is_world(folder, protocol.split):
-        return {}, []
-    try:
-        leak = read_leak(folder)
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        return {}, [f"1k-A clean and the ceiling need {missing}, which is not there"]
-    subsets = {}
-    for what, left_out in (
-        ("whose footage 9k training shows", set(leak.overlap_seconds)),
-        ("from a source of 9k training", set(leak.same_source)),
-    ):
-        is_kept = np.array([video_id not in left_out for video_id in ids])
-        if is_kept.any():
-            subsets[f"1k-A clean: without the {(~is_kept).sum()} {what}"] = is_kept
-    note = (
-        "1k-A clean leaves out the queries of videos that are cut from a YouTube video of the 9k training, and "
-        "ranks the others among all videos, so that the rows compare; it matters for models trained on that list"
-    )
-    return subsets, [note]

@@ -6,26 +6,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from jaxtyping import Float
 
-from videolm.datasets.annotations import (
-    CaptionedVideo,
-    Query,
-    check_split,
-    exists,
-    queries_of,
-    videos_of_sentences,
-)
+from videolm.datasets.annotations import CaptionedVideo, Query, check_split, queries_of
 from videolm.datasets.catalog import Benchmark, find_benchmark
-from videolm.datasets.msrvtt import ANNOTATION, Split, read_captions
 from videolm.datasets.protocol import Protocol
-from videolm.datasets.synthetic import read_twins
+from videolm.evaluation.background import read_background
 from videolm.evaluation.report import QueryTable, Report
 from videolm.evaluation.results import score
-from videolm.evaluation.twins import is_world, twin_accuracy, world_ceiling
+from videolm.evaluation.twins import twin_accuracy
 from videolm.evaluation.videos import locate_videos, named
 from videolm.metrics.retrieval import (
     RetrievalScores,
@@ -37,6 +28,7 @@ from videolm.pipeline import VideoLM
 from videolm.pipeline.video_lm import describe_environment
 from videolm.search.extraction import NothingReadError
 from videolm.types import Embeddings
+from videolm.video.readers import AUTO_ORDER, available_decoders
 
 
 def evaluate(
@@ -53,44 +45,51 @@ def evaluate(
     """Ranks the sentences and videos of a split whose annotation is in `folder`; a rendered world is one, too.
 
     Without a protocol by that of MSR-VTT 1k-A. Videos are looked for in `videos`, by default `folder/videos`;
-    `limit` takes the first of the split's list. Missing files are a FileNotFoundError, or with `allow_missing`
-    left out with their queries and reported, as is always what cannot be read; NothingReadError where nothing
-    is left.
+    `limit` takes the first of the split's list, for a trial: with fewer to rank against, its numbers are too good.
+    Missing files are a FileNotFoundError, or with `allow_missing` left out with their queries and reported, as
+    is always what cannot be read; NothingReadError where nothing is left. ValueError where the model computes in
+    another dtype than the protocol says.
     """
     protocol = protocol or Protocol()
     if limit is not None and limit < 1:
         raise ValueError(f"limit ({limit}) must be at least 1")
+    _check_dtype(model, protocol)
     folder = Path(folder)
     benchmark = find_benchmark(protocol.benchmark)
     check_split(protocol.split, benchmark.splits)
-    listed = benchmark.read(folder, protocol.split)[:limit]
-    bank = _bank(folder, protocol) if protocol.qb_norm else []
-    paths = _locate(folder / "videos" if videos is None else Path(videos), listed, allow_missing)
+    listed = benchmark.read(folder, protocol.split)
+    limited = listed[:limit]
+    # all that may fail at once comes before the videos, which may take hours
+    background = read_background(folder, protocol, listed)
+    paths = _locate(folder / "videos" if videos is None else Path(videos), limited, allow_missing)
+    texts = _encode_distinct(model, [q.sentence for q in queries_of(v for v in limited if v.id in paths)])
+    bank_texts = _encode_distinct(model, background.bank)
     encoded = model.encode_videos(
         list(paths.values()),
         num_frames=protocol.num_frames,
+        sampler=protocol.sampler,
         batch_size=batch_size,
         decoder=protocol.decoder,
         on_error="skip",
         show_progress_bar=show_progress_bar,
     )
     row = _rows(encoded, paths)
-    ranked = [video for video in listed if video.id in row]
+    ranked = [video for video in limited if video.id in row]
     ids = sorted(row, key=row.__getitem__)
     queries = queries_of(ranked)
-    blocks = score_blocks(model, [query.sentence for query in queries], encoded)
-    targets = np.array([row[query.video_id] for query in queries])
-    ranking, results, notes = score(
-        blocks,
-        targets,
+    bank = None
+    if background.bank:
+        bank = _score_blocks(model, background.bank, bank_texts, encoded), len(background.bank)
+    ranking, results = score(
+        _score_blocks(model, [query.sentence for query in queries], texts, encoded),
+        np.array([row[query.video_id] for query in queries]),
         ids,
-        folder=folder,
         protocol=protocol,
-        bank=(score_blocks(model, bank, encoded), len(bank)) if bank else None,
+        leaks=background.leaks,
+        bank=bank,
     )
-    ceiling, num_ambiguous = _ceiling(folder, protocol, ranked)
-    twins = read_twins(folder, split="test") if is_world(folder, protocol.split) else []
-    twins = [twin for twin in twins if twin.video_a in row and twin.video_b in row]
+    ceiling, num_ambiguous = background.ceiling(ranked)
+    twins = [twin for twin in background.twins if twin.video_a in row and twin.video_b in row]
     accuracy = twin_accuracy(model, encoded, twins, row)
     return Report(
         model=model.info,
@@ -99,14 +98,14 @@ def evaluate(
         results=results,
         num_listed=len(listed),
         num_ranked=len(ids),
-        missing=[video.id for video in listed if video.id not in paths],
+        missing=[video.id for video in limited if video.id not in paths],
         failures=encoded.failures,
         ceiling=ceiling,
         num_ambiguous=num_ambiguous,
         twin_accuracy=accuracy,
         num_twin_pairs={kind: sum(kind in ("all", t.kind) for t in twins) for kind in accuracy},
         environment=describe_environment(model.device),
-        notes=notes,
+        notes=background.notes + _decoder_notes(protocol),
         queries=QueryTable(queries, ids, ranking, protocol.v2t),
     )
 
@@ -115,27 +114,39 @@ def retrieval_scores(
     model: VideoLM, videos: Embeddings, queries: Sequence[Query], row: dict[str, int]
 ) -> tuple[RetrievalScores, RetrievalScores]:
     """Text-to-video and video-to-text; `row` tells the row of `videos` by video id."""
-    blocks = score_blocks(model, [query.sentence for query in queries], videos)
+    sentences = [query.sentence for query in queries]
+    blocks = _score_blocks(model, sentences, _encode_distinct(model, sentences), videos)
     targets = np.array([row[query.video_id] for query in queries])
     ranking = rank_retrieval(blocks, targets, num_videos=len(videos))
     return scores_of_ranks(ranking.t2v.ranks), scores_of_ranks(ranking.v2t.ranks)
 
 
-def score_blocks(model: VideoLM, sentences: Sequence[str], videos: Embeddings) -> ScoreBlocks:
-    """The head's scores of the sentences with the videos, computed when they are asked for.
+def _encode_distinct(model: VideoLM, sentences: Sequence[str]) -> Embeddings:
+    """Every sentence once: what equal ones get must not depend on the batch that they are in."""
+    return model.encode_texts(list(dict.fromkeys(sentences)))
 
-    Every distinct sentence is encoded once: what equal sentences get must not depend on the batch they are in.
-    """
-    distinct = {sentence: place for place, sentence in enumerate(dict.fromkeys(sentences))}
-    texts = model.encode_texts(list(distinct))
+
+def _score_blocks(
+    model: VideoLM, sentences: Sequence[str], texts: Embeddings, videos: Embeddings
+) -> ScoreBlocks:
+    """The head's scores of the sentences, all of them in `texts`, with the videos, computed when asked for."""
+    place = {sentence: i for i, sentence in enumerate(texts.ids)}
+    places = [place[sentence] for sentence in sentences]
     vectors = np.asarray(texts)
-    places = np.array([distinct[sentence] for sentence in sentences])
 
     def blocks(first: int, last: int) -> Float[np.ndarray, "rows videos"]:
         part = replace(texts, vectors=vectors[places[first:last]], ids=list(sentences[first:last]))
         return model.similarity(part, videos).numpy()
 
     return blocks
+
+
+def _check_dtype(model: VideoLM, protocol: Protocol) -> None:
+    if protocol.dtype not in ("auto", str(model.dtype).removeprefix("torch.")):
+        raise ValueError(
+            f"dtype ({protocol.dtype!r}) of the protocol is not that of {model.info.name}, which computes in "
+            f"{model.dtype}: load it with dtype=torch.{protocol.dtype}"
+        )
 
 
 def _locate(where: Path, listed: Sequence[CaptionedVideo], allow_missing: bool) -> dict[str, Path]:
@@ -162,36 +173,17 @@ def _rows(encoded: Embeddings, paths: dict[str, Path]) -> dict[str, int]:
     return {ids[name]: i for i, name in enumerate(encoded.ids)}
 
 
-def _ceiling(
-    folder: Path, protocol: Protocol, ranked: Sequence[CaptionedVideo]
-) -> tuple[float | None, int | None]:
-    """Expected R@1, in percent, of a reader that knows the captions, and how many queries leave it to guess."""
-    if is_world(folder, protocol.split):
-        return world_ceiling(folder, {video.id for video in ranked}), None
-    captions = ranked
-    if protocol.benchmark == "msrvtt":
-        # a query of 1k-A or 1k-B is one caption of 20, and the others tell what else it fits
-        if not exists(folder / ANNOTATION):
-            return None, None
-        ids = {video.id for video in ranked}
-        every = read_captions(folder, split=cast(Split, protocol.split))
-        captions = [video for video in every if video.id in ids]
-    fitting = videos_of_sentences(queries_of(ranked), captions)
-    return 100 * float(np.mean([1 / len(videos) for videos in fitting])), sum(len(v) > 1 for v in fitting)
+def _decoder_notes(protocol: Protocol) -> list[str]:
+    """What "auto" stands for: an embedding does not carry the back end that read its file."""
+    if protocol.decoder != "auto":
+        return []
+    versions = available_decoders()
+    usable = [f"{name} {versions[name]}" for name in AUTO_ORDER if not versions[name].startswith("cannot be used")]
+    return [
+        f"files are read by the first of {', '.join(usable)} whose frames come back at the times that the file "
+        "says; which one read which file is not recorded"
+    ]
 
 
 def _title(benchmark: Benchmark, folder: Path) -> str:
     return "a rendered world" if (folder / "world.json").exists() else benchmark.title
-
-
-def _bank(folder: Path, protocol: Protocol) -> list[str]:
-    """Sentences of the training split that goes with a test split, drawn without replacement."""
-    benchmark = find_benchmark(protocol.benchmark)
-    training = benchmark.splits[protocol.split].training
-    if training is None:
-        raise ValueError(
-            f"qb_norm needs a split to measure on, and {protocol.split} of {protocol.benchmark} is for training"
-        )
-    sentences = [query.sentence for query in queries_of(benchmark.read(folder, training))]
-    chosen = np.random.default_rng(protocol.seed).permutation(len(sentences))[: protocol.qb_norm_bank]
-    return [sentences[i] for i in sorted(chosen)]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
-from videolm.datasets.synthetic import TwinPair, query_caption, read_world, recall_ceiling
+from videolm.datasets.synthetic import TwinPair, WorldVideo, query_caption, recall_ceiling
 from videolm.metrics.retrieval import pair_accuracy
 from videolm.pipeline import VideoLM
 from videolm.types import Embeddings
@@ -32,13 +31,7 @@ def twin_accuracy(
     return accuracy
 
 
-def is_world(folder: Path, split: str) -> bool:
-    """Whether this is the test of a rendered world, of which all is known."""
-    return split == "test" and (folder / "world.json").exists()
-
-
-def world_ceiling(folder: Path, ids: Container[str]) -> float:
+def world_ceiling(videos: Sequence[WorldVideo]) -> float:
     """Expected R@1, in percent, on these test videos of a reader that knows which of them a sentence is true of."""
-    videos = [video for video in read_world(folder) if video.split == "test" and video.id in ids]
     scenes = [video.scene for video in videos]
     return 100.0 * recall_ceiling(scenes, [query_caption(scene) for scene in scenes])

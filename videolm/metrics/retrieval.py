@@ -268,11 +268,15 @@ def _raise_groups(
 def _top(
     scores: Float[np.ndarray, "rows items"], k: int
 ) -> tuple[Int[np.ndarray, "rows top"], Float[np.ndarray, "rows top"]]:
-    """Indices and scores of the k highest of each row, fewer where a row has fewer."""
-    k = min(k, scores.shape[1])
-    chosen = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k :]
-    # by index first, so that the stable sort leaves equal scores in the order of their index
-    chosen.sort(axis=1)
+    """Indices and scores of the k highest of each row, fewer where a row has fewer; of equal ones the first."""
+    num_items = scores.shape[1]
+    k = min(k, num_items)
+    lowest = np.partition(scores, num_items - k, axis=1)[:, num_items - k, None]
+    higher, equal = scores > lowest, scores == lowest
+    # a partition cuts anywhere through those that equal the lowest; the ones with the lowest index are taken
+    equal &= np.cumsum(equal, axis=1, dtype=np.int32) <= k - higher.sum(axis=1, keepdims=True)
+    # by rising index, in which the stable sort leaves equal scores
+    chosen = np.nonzero(higher | equal)[1].reshape(-1, k)
     values = np.take_along_axis(scores, chosen, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
     return np.take_along_axis(chosen, order, axis=1), np.take_along_axis(values, order, axis=1)

@@ -114,6 +114,25 @@ def test_blocks_change_nothing(v2t, problem, block_size, top_k):
         assert (queries.top_scores == np.take_along_axis(scores, expected, axis=1)).all()
 
 
+@pytest.mark.parametrize("v2t", ["group_max", "best_caption"])
+@given(seed=st.integers(0, 1000), num_videos=st.integers(2, 60), top_k=st.integers(1, 12))
+@settings(max_examples=40, deadline=None)
+def test_of_equal_scores_at_the_cut_the_first_are_listed(v2t, seed, num_videos, top_k):
+    similarity = np.random.default_rng(seed).integers(-1, 2, size=(num_videos, num_videos)).astype(np.float32)
+    similarity[0] = 0
+    ranking = rank_retrieval(
+        matrix_blocks(similarity),
+        np.arange(num_videos),
+        num_videos=num_videos,
+        v2t=v2t,
+        top_k=top_k,
+        block_size=7,
+    )
+    for queries, scores in ((ranking.t2v, similarity), (ranking.v2t, similarity.T)):
+        expected = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        assert (queries.top_indices == expected).all()
+
+
 @given(problem=problems(most_texts=12, most_videos=6))
 def test_optimistic_is_at_most_mean_is_at_most_pessimistic(problem):
     similarity, video_of_text = problem

@@ -41,7 +41,7 @@ raises VideoError for a file it cannot read, and `version() -> str`, which raise
 # filmed scenes): with key frames every 12 frames pyav 80, torchcodec 85, decord 123; with one every 250 frames
 # pyav 218, torchcodec 299, decord 338. decord is not among them: it says no times, so what it gives cannot be
 # held against what was asked.
-_AUTO: tuple[Decoder, ...] = ("pyav", "torchcodec")
+AUTO_ORDER: tuple[Decoder, ...] = ("pyav", "torchcodec")
 
 
 @runtime_checkable
@@ -95,7 +95,7 @@ def open_video(
     they are known to read wrongly. The stored rotation is applied. Pixels that are not square are left as
     stored, unless `square_pixels` asks to widen them.
     """
-    names: tuple[Decoder, ...] = _AUTO if decoder == "auto" else (decoder,)
+    names: tuple[Decoder, ...] = AUTO_ORDER if decoder == "auto" else (decoder,)
     if names[0] not in DECODERS:
         raise ValueError(f"decoder {decoder!r} is unknown; it must be auto or one of {', '.join(DECODERS)}")
     openers = [
