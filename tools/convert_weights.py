@@ -23,7 +23,7 @@ def main(
     to: Annotated[Literal["videolm", "transformers"], typer.Option(help="Layout of TARGET.")] = "videolm",
     activation: Annotated[
         Literal["quick_gelu", "gelu"] | None,
-        typer.Option(help="OpenAI's: quick_gelu; most of LAION's: gelu."),
+        typer.Option(help="Where SOURCE does not say it. OpenAI's: quick_gelu; most of LAION's: gelu."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Default: the name of SOURCE.")] = None,
     licence: Annotated[str, typer.Option(help="Of the weights, for the description.")] = "unknown",

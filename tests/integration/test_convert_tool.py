@@ -104,6 +104,13 @@ def test_weights_that_do_not_say_their_activation_are_asked_for_it(run, tmp_path
     assert videolm.load(tmp_path / "out", device="cpu").shape.activation == "gelu"
 
 
+def test_an_activation_that_the_file_contradicts_is_an_error(run, checkpoint, tmp_path):
+    code, output = run(checkpoint[1], tmp_path / "out", "--activation", "gelu")
+    assert code == 1
+    assert "activation ('gelu') contradicts the layout or config, which says 'quick_gelu'" in output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bomb_and_a_folder_in_use_are_refused(run, checkpoint, tmp_path):
     tiny_model().save(tmp_path / "used")
     code, output = run(checkpoint[1], tmp_path / "used")

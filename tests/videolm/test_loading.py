@@ -35,6 +35,7 @@ from tests.videolm.encoders.reference import (
 from videolm.encoders.presets import build_video_clip, clip_vit_b16, clip_vit_b32, clip_vit_l14
 from videolm.pipeline.processors import read_preprocess, write_preprocess
 from videolm.types import Clip
+from videolm.video.samplers import Sampler
 from videolm.video.transforms import Preprocess
 
 SENTENCES = ["a red circle", "moves", "a a a a a a a a a"]
@@ -80,6 +81,7 @@ def test_a_clip4clip_file_gives_the_vectors_of_its_own_code(tmp_path: Path) -> N
     theirs, aggregator, file = write_clip4clip(tmp_path / "clip4clip")
     model = videolm.load(file, device="cpu")
     assert (model.info.name, model.source, model.trained) == (file.name, str(file), True)
+    assert model.sampler == Sampler("one_fps_then_uniform", num_frames=12)
     clips = [random_clip(5), random_clip(2)]
     vectors = model.encode_videos(clips).vectors
     for clip, vector in zip(clips, vectors, strict=True):
@@ -130,6 +132,7 @@ def test_a_siglip_folder_gives_the_vectors_of_transformers(tmp_path: Path) -> No
     theirs = write_siglip(tmp_path)
     model = videolm.load(tmp_path, device="cpu")
     assert (model.preprocess.resize_mode, model.preprocess.interpolation) == ("square", "bilinear")
+    assert model.sampler == Sampler("segment_middle", num_frames=12)
     clip = random_clip(3)
     processor = SiglipImageProcessorPil.from_pretrained(tmp_path)
     pixels = processor(list(clip.frames.numpy()), return_tensors="pt")["pixel_values"]
@@ -250,6 +253,23 @@ def test_a_square_processor_needs_no_crop(tmp_path: Path) -> None:
     assert read_preprocess(tmp_path, TINY).resize_mode == "square"
 
 
+def test_a_git_lfs_pointer_in_our_own_folder_is_called_so(tmp_path: Path) -> None:
+    tiny_model().save(tmp_path)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors is not readable: .* is a git-lfs pointer; fetch"
+    ):
+        videolm.load(tmp_path)
+
+
+def test_tensors_that_are_left_out_are_warned_of(tmp_path: Path) -> None:
+    state = ReferenceCLIP().flat_state("clip.")
+    content = {"epoch": 3, "state_dict": state, "state_dict_ema": state, "best": {"R@1": 0.5}}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt holds other tensors too, .*: state_dict_ema$"):
+        videolm.load(tmp_path / "checkpoint.pt", device="cpu")
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """A hub with one repository of open_clip's weights only; gives the patterns that it was asked for."""
@@ -257,9 +277,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     (tmp_path / "open_clip_config.json").write_text(open_clip_config())
 
     def snapshot(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        assert name == "laion/tiny"
+        assert (name, revision) in (("laion/tiny", None), ("laion/tiny", "v1/a"))
         asked.append(allow_patterns)
         if any(pattern.startswith("open_clip_model") for pattern in allow_patterns):
+            torch.manual_seed(0)
             save_file(ReferenceCLIP().flat_state(), tmp_path / "open_clip_model.safetensors")
         return str(tmp_path)
 
@@ -273,6 +294,32 @@ def test_the_hub_is_asked_for_one_file_of_weights_after_the_other(name: str, hub
     assert (model.info.name, model.source) == ("laion/tiny", "laion/tiny")
     assert [patterns[-1] for patterns in hub] == ["model*.safetensors", "open_clip_model*.safetensors"]
     assert not any(re.search(r"\.py|\*$", pattern) for patterns in hub for pattern in patterns)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [
+        ("laion/tiny", "v1/a"),
+        ("laion/tiny@v1/a", None),
+        ("hf-hub:laion/tiny@v1/a", None),
+        ("laion/tiny@v1/a", "v1/a"),
+    ],
+)
+@pytest.mark.usefixtures("hub")
+def test_the_source_names_the_revision_and_finds_it_again(name: str, revision: str | None) -> None:
+    model = videolm.load(name, revision=revision, device="cpu")
+    assert (model.info.name, model.source) == ("laion/tiny", "laion/tiny@v1/a")
+    again = videolm.load(model.source, device="cpu")
+    assert (again.info, again.source) == (model.info, model.source)
+
+
+def test_a_revision_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+    tiny_model().save(tmp_path)
+    for path in ("mini", tmp_path, str(tmp_path)):
+        with pytest.raises(ValueError, match=r"revision \('v1'\) is for models of the hub"):
+            videolm.load(path, revision="v1")
+    with pytest.raises(ValueError, match=r"revision \('v1'\) must be the one of 'laion/tiny@v2'"):
+        videolm.load("laion/tiny@v2", revision="v1")
 
 
 def test_an_index_finds_the_file_of_its_model_again(tmp_path: Path) -> None:
@@ -310,7 +357,9 @@ def test_known_models_say_what_must_be_known_before_use() -> None:
     assert len(set(names)) == len(names)
     for model in models[1:]:
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.name)
-        assert model.source == f"https://huggingface.co/{model.name}"
+        is_openai = model.name.startswith("openai/")
+        page = "https://github.com/openai/CLIP" if is_openai else f"https://huggingface.co/{model.name}"
+        assert model.source == page
         assert model.num_parameters > 100_000_000
         assert model.licence
         # Nothing was downloaded, so nothing can be known.

@@ -18,24 +18,28 @@ class KnownModel:
     licence: str
     """Of the weights, as their publisher states it; "see source" where that was not checked."""
     source: str
-    """The page to read before it is used."""
+    """The page to read before it is used: the one that states the licence."""
     weights_sha256: str | None = None
     """Hash of the loaded weights as in `ModelInfo`; None: not checked here."""
     scores: dict[str, Any] = field(default_factory=dict)
     """Measured by this project; empty: not measured here."""
 
 
-def _hub(name: str, layout: str, num_parameters: int, licence: str) -> KnownModel:
-    return KnownModel(name, layout, num_parameters, licence, f"https://huggingface.co/{name}")
+def _hub(
+    name: str, layout: str, num_parameters: int, licence: str, *, source: str | None = None
+) -> KnownModel:
+    return KnownModel(name, layout, num_parameters, licence, source or f"https://huggingface.co/{name}")
 
 
 _CLIP, _SIGLIP = "transformers CLIP", "transformers SigLIP"
+# Where the licence of OpenAI's models stands.
+_OPENAI = "https://github.com/openai/CLIP"
 
 KNOWN_MODELS = (
-    _hub("openai/clip-vit-base-patch32", _CLIP, 151_277_313, "MIT"),
-    _hub("openai/clip-vit-base-patch16", _CLIP, 149_620_737, "MIT"),
-    _hub("openai/clip-vit-large-patch14", _CLIP, 427_616_513, "MIT"),
-    _hub("openai/clip-vit-large-patch14-336", _CLIP, 427_944_193, "MIT"),
+    _hub("openai/clip-vit-base-patch32", _CLIP, 151_277_313, "MIT", source=_OPENAI),
+    _hub("openai/clip-vit-base-patch16", _CLIP, 149_620_737, "MIT", source=_OPENAI),
+    _hub("openai/clip-vit-large-patch14", _CLIP, 427_616_513, "MIT", source=_OPENAI),
+    _hub("openai/clip-vit-large-patch14-336", _CLIP, 427_944_193, "MIT", source=_OPENAI),
     _hub("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", _CLIP, 151_277_313, "MIT"),
     _hub("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", _CLIP, 149_620_737, "MIT"),
     _hub("laion/CLIP-ViT-L-14-laion2B-s32B-b82K", _CLIP, 427_616_513, "MIT"),

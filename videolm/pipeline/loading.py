@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from videolm.encoders.presets import CLIPShape, build_video_clip
 from videolm.encoders.video_clip import VideoCLIP
 from videolm.encoders.weights import Weights, read_weights, weights_sha256
+from videolm.encoders.weights.files import refuse_pointer
 from videolm.files import read_json
 from videolm.pipeline.known import KNOWN_MODELS, KnownModel
 from videolm.pipeline.processors import read_preprocess
@@ -41,8 +42,9 @@ _WEIGHTS = [
     "open_clip_pytorch_model.bin",
 ]
 _CARD_KEYS = frozenset({"format", "shape", *ModelInfo.__dataclass_fields__})
-# What CLIP4Clip and most of its successors look at.
-_CLIP_SAMPLER = Sampler("segment_middle", num_frames=12)
+# What CLIP4Clip looks at; and what Frozen in Time, X-Pool and STAN do, for weights that do not say whose they are.
+_CLIP4CLIP_SAMPLER = Sampler("one_fps_then_uniform", num_frames=12)
+_SAMPLER = Sampler("segment_middle", num_frames=12)
 
 
 def load(
@@ -60,8 +62,10 @@ def load(
     CLIP4Clip: a file, or the folder it lies in. What it is its content says.
     `device="auto"` is cuda where there is one; `dtype="auto"` is bfloat16 for a model of some size where the
     device is faster with it, else float32 (see `pipeline.precision`).
-    `revision` is a commit or tag of the hub. With HF_HUB_OFFLINE=1 only what was downloaded before is used.
-    A model without trained weights warns, and refuses to index unless `allow_untrained`.
+    `revision` is a commit, tag or branch of the hub, also written "owner/name@revision". With HF_HUB_OFFLINE=1 only
+    what was downloaded before is used.
+    A model without trained weights warns, and refuses to index unless `allow_untrained`. Warned of are, too, tensors
+    in the file that are left out, like a second set of weights.
     """
     path, source = _find(name, revision)
     read = _read_own_folder if (path / "videolm.json").exists() else _read_foreign
@@ -101,7 +105,7 @@ def of_weights(
         shape=weights.shape,
         tokenizer=_read_tokenizer(folder, weights.shape),
         preprocess=read_preprocess(folder, weights.shape),
-        sampler=_CLIP_SAMPLER,
+        sampler=_CLIP4CLIP_SAMPLER if weights.layout == "CLIP4Clip" else _SAMPLER,
         name=name,
         trained=not all(bool((norm.weight == 1).all() and (norm.bias == 0).all()) for norm in norms),
         licence=licence,
@@ -157,6 +161,11 @@ def _with_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _find(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str]:
     """The folder or file of a model, and what finds it again from anywhere."""
+    is_local = name == "mini" or (str(name) != "" and Path(name).exists())
+    if is_local and revision is not None:
+        raise ValueError(
+            f"revision ({revision!r}) is for models of the hub, but {str(name)!r} is here; leave it out"
+        )
     if name == "mini":
         folder = _ASSETS / "mini"
         if not (folder / "videolm.json").exists():
@@ -165,14 +174,18 @@ def _find(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str
                 "name a folder, or the id of a CLIP on the Hugging Face hub"
             )
         return folder, "mini"
-    if str(name) and Path(name).exists():
+    if is_local:
         return Path(name), os.path.abspath(name)
-    hub_id = str(name).removeprefix("hf-hub:")
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+    match = re.fullmatch(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)(?:@(.+))?", str(name))
+    if not isinstance(name, str) or match is None:
         raise FileNotFoundError(
             f"model {str(name)!r} is neither 'mini', nor a folder, nor a hub id like 'owner/name', nor a file"
         )
-    return _download(hub_id, revision), hub_id
+    hub_id, named = match.groups()
+    if named is not None and revision not in (None, named):
+        raise ValueError(f"revision ({revision!r}) must be the one of {name!r}, or not be given")
+    revision = named or revision
+    return _download(hub_id, revision), f"{hub_id}@{revision}" if revision else hub_id
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -205,10 +218,15 @@ def _read_foreign(
         weights = read_weights(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is no model: it has no videolm.json, and {error}") from error
+    if weights.left_out_tensors:
+        warnings.warn(
+            f"{weights.file} holds other tensors too, which are left out: {', '.join(weights.left_out_tensors)}",
+            stacklevel=3,
+        )
     is_hub_id = "/" in source and not Path(source).is_absolute()
     return of_weights(
         weights,
-        name=source if is_hub_id else path.resolve().name,
+        name=source.partition("@")[0] if is_hub_id else path.resolve().name,
         source=source,
         device=device,
         dtype=dtype,
@@ -229,8 +247,9 @@ def _read_own_folder(
     info = _card_info(card, path)
     weights = folder / "model.safetensors"
     try:
+        refuse_pointer(weights)
         state = to_float32(load_file(weights))
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{weights} is not readable: {error}") from error
     if (found := weights_sha256(state)) != info.weights_sha256:
         raise ValueError(

@@ -65,7 +65,8 @@ FORMATS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before 1
 
 
 @FORMATS
-def test_tensors_come_out_as_torch_itself_reads_them(is_zip: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_tensors_come_out_as_torch_itself_reads_them(protocol: int, is_zip: bool, tmp_path: Path) -> None:
     whole = torch.arange(24.0).view(2, 3, 4)
     content = {
         "whole": whole,
@@ -78,9 +79,10 @@ def test_tensors_come_out_as_torch_itself_reads_them(is_zip: bool, tmp_path: Pat
         "number": torch.tensor([1, -2]),
         "flag": torch.tensor([True, False]),
     }
-    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=is_zip)
+    torch.save(content, tmp_path / "x.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
     ours = read_archive(tmp_path / "x.pt").tensors
-    theirs = torch.load(tmp_path / "x.pt", weights_only=True)
+    # Its own careful way knows protocol 2 alone.
+    theirs = torch.load(tmp_path / "x.pt", weights_only=protocol == 2)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert ours[name].dtype == tensor.dtype
@@ -219,7 +221,9 @@ def doubling_modules(depth: int) -> bytes:
     ("members", "message"),
     [
         ({}, "no archive of torch"),
-        ({"data.pkl": b""}, "damaged file of torch"),
+        ({"data.pkl": b""}, "ends too early"),
+        ({"data.pkl": b"\x80\x02K\x01\x86."}, "takes more values than it made"),
+        ({"data.pkl": b"\x80\x02h\x01."}, "damaged file of torch"),
         ({"data.pkl": b"no pickle"}, "cannot be read"),
         ({"data.pkl": pickle.dumps([1, 2], 2)}, "expected a dictionary of tensors"),
         ({"data.pkl": pickle.dumps({"w": 1}, 2)}, "expected a dictionary of tensors"),
@@ -227,11 +231,11 @@ def doubling_modules(depth: int) -> bytes:
         ({"data.pkl": bytes(16 * 2**20 + 1)}, "is larger than the 16,777,216 bytes allowed"),
         ({"data.pkl": pickle.dumps({}, 2), "byteorder": b"big"}, "byte order is not that of this machine"),
         ({"data.pkl": doubling_modules(60), "constants.pkl": b""}, "more than 50,000 values in the module"),
-        ({"data.pkl": b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aK\x01sb."}, "damaged file of torch"),
+        ({"data.pkl": b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aK\x01sb."}, "has no attributes"),
     ],
     ids=[
-        "empty", "empty pickle", "text", "list", "no tensors", "index of 2^31 into the memo", "large pickle",
-        "byte order", "doubling modules", "a class that is changed",
+        "empty", "empty pickle", "empty stack", "empty memo", "text", "list", "no tensors",
+        "index of 2^31 into the memo", "large pickle", "byte order", "doubling modules", "a class that is changed",
     ],
 )  # fmt: skip
 def test_a_pickle_that_is_none_of_torch_is_refused(
@@ -249,6 +253,179 @@ def test_a_member_twice_is_refused(tmp_path: Path) -> None:
             archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
     with pytest.raises(ValueError, match="two members have the same name"):
         read_tensors(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x96" + struct.pack("<Q", 2**40),
+        b"\x8a\x01\x01\x8f",
+        b"(\x91",
+        b"(ios\nmkdir\n",
+        b"\x82\x01",
+        b"I1\n",
+        b"N2",
+        b"N0",
+    ],
+    ids=["BYTEARRAY8", "EMPTY_SET", "FROZENSET", "INST", "EXT1", "INT", "DUP", "POP"],
+)
+def test_an_opcode_that_torch_does_not_write_is_refused(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"opcode b'.*' of its pickle is none that torch writes"):
+        read_tensors(write_members(tmp_path / "x.pt", {"data.pkl": b"\x80\x05" + content + b"."}))
+
+
+# The empty tuple put into a pair with itself, and so on: 2^200 values of which a repr or a hash would see each.
+PAIRS = b")" + b"q\x00h\x00\x86" * 200
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def pickled_tensor(
+    *, kind: bytes = text("storage"), key: bytes = text("0"), count: bytes = b"K\x04", offset: bytes = b"K\x00",
+    shape: bytes = b"K\x04\x85", stride: bytes = b"K\x01\x85",
+) -> bytes:  # fmt: skip
+    storage = b"(" + kind + b"ctorch\nFloatStorage\n" + key + text("cpu") + count + b"tQ"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + shape + stride + b"\x89}tR"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickled_tensor(kind=PAIRS), "no storage of a tensor"),
+        (pickled_tensor(key=PAIRS), "must have a type, a name and a number"),
+        (pickled_tensor(key=text("k" * 201)), "must have a type, a name and a number"),
+        (pickled_tensor(count=PAIRS), "must have a type, a name and a number"),
+        (pickled_tensor(offset=PAIRS), "is no tensor"),
+        (pickled_tensor(shape=PAIRS), "is no tensor"),
+        (pickled_tensor(shape=PAIRS + b"\x85"), "is no tensor"),
+        (pickled_tensor(stride=PAIRS + b"\x85"), "is no tensor"),
+        (pickled_tensor(shape=b"(" + b"K\x01" * 9 + b"t", stride=b"(" + b"K\x01" * 9 + b"t"), "is no tensor"),
+        (b"N" + PAIRS + b"\x93", "the name of a class must be a string"),
+        (PAIRS + b"Q", "no storage of a tensor"),
+        (b"}" + PAIRS + b"b", "expected a dictionary"),
+        (PAIRS + PAIRS + b"b", "a tuple has no attributes"),
+        (PAIRS + b"Na", "a tuple has no end to append to"),
+        (PAIRS + b"NNs", "a tuple has no entries"),
+        (PAIRS + b"NR", "a call without arguments"),
+    ],
+)
+def test_values_within_values_are_never_shown_nor_compared(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    file = write_members(tmp_path / "x.pt", {"data.pkl": b"\x80\x02" + content + b".", "data/0": bytes(16)})
+    with pytest.raises(ValueError, match=message) as raised:
+        read_tensors(file)
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_key_that_could_take_hours_to_find_is_left_out(tmp_path: Path) -> None:
+    # Large numbers may all have the same hash: they are no keys either.
+    number = b"\x8a\x09" + (2**70).to_bytes(9, "little")
+    entries = text("w") + pickled_tensor() + PAIRS + b"N" + number + b"NK\x07N"
+    content = b"\x80\x02}(" + entries + b"u" + PAIRS + b"Ns."
+    archive = read_archive(write_members(tmp_path / "x.pt", {"data.pkl": content, "data/0": bytes(16)}))
+    assert archive.tensors.keys() == {"w"}
+    # Each of them, and none in the place of another: the pairs, the number, 7 and the pairs again.
+    assert archive.left_out == ["an entry without a name"] * 4
+
+
+ORDERED_DICT = b"ccollections\nOrderedDict\n"
+BEFORE = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ORDERED_DICT * 10_000, "more than the 10,000 steps allowed"),
+        (ORDERED_DICT + b"q\x00" + b"h\x00)R" * 10_000, "more than the 10,000 steps allowed"),
+        (b"(" * 10_000, "more than the 10,000 steps allowed"),
+        (b"".join(b"cx\n%x\n" % i for i in range(101)), "names more than the 100 classes allowed"),
+        (b"X" + struct.pack("<I", 2**32 - 1) + bytes(100), "ends too early"),
+    ],
+    ids=["mentions", "OrderedDicts", "marks", "classes", "length"],
+)
+def test_a_pickle_takes_a_bounded_amount_of_memory(
+    content: bytes, message: str, is_zip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A hundredth of the true limits, which are reached in a second.
+    monkeypatch.setattr("videolm.encoders.weights.unpickle._MAX_STEPS", 10_000)
+    monkeypatch.setattr("videolm.encoders.weights.unpickle._MAX_UNKNOWN", 100)
+    content = b"\x80\x02" + content + b"."
+    file = write_members(tmp_path / "x.pt", {"data.pkl": content})
+    if not is_zip:
+        file.write_bytes(b"".join(pickle.dumps(value, 2) for value in BEFORE) + content)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=message):
+        read_tensors(file, allow_objects=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000
+
+
+def test_a_stream_of_before_1_6_is_read_no_further_than_an_archive(tmp_path: Path) -> None:
+    magic = pickle.dumps(BEFORE[0], 2)
+    (tmp_path / "x.pt").write_bytes(magic + b"\x80\x02X" + struct.pack("<I", 2**24) + bytes(2**24) + b".")
+    with pytest.raises(ValueError, match="ends too early"):
+        read_tensors(tmp_path / "x.pt")
+
+
+def test_names_of_modules_within_modules_stay_short(tmp_path: Path) -> None:
+    module = b"c__torch__\nM\n)\x81"
+    content = module
+    for _ in range(3):
+        content = module + b"}" + text("a" * 400) + content + b"sb"
+    members = {"data.pkl": b"\x80\x02" + content + b".", "constants.pkl": b""}
+    with pytest.raises(ValueError, match="must have names of at most 1,000 letters"):
+        read_archive(write_members(tmp_path / "x.pt", members))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "is a git-lfs pointer; fetch the",
+        ),
+        (b"", "no file of weights: it begins neither"),
+        (b"\0\0\0\x18ftypmp42 a video", "no file of weights: it begins neither"),
+        (b"PK\x03\x04 the beginning of an archive", "its end is missing"),
+    ],
+    ids=["git-lfs", "empty", "video", "half an archive"],
+)
+def test_a_file_of_something_else_is_called_so(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"pytorch_model\.bin: cannot be read \(.*{message}"):
+        read_tensors(tmp_path / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "shard.safetensors"])
+def test_a_git_lfs_pointer_of_safetensors_is_called_so(name: str, tmp_path: Path) -> None:
+    index = '{"weight_map": {"w": "shard.safetensors"}}'
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\n")
+    asked = "model.safetensors.index.json" if name.startswith("shard") else name
+    with pytest.raises(ValueError, match=rf"\({name} is a git-lfs pointer"):
+        read_tensors(tmp_path / asked)
+
+
+@FORMATS
+def test_entries_with_other_tensors_are_told_apart(is_zip: bool, tmp_path: Path) -> None:
+    weights = {"w": torch.ones(2)}
+    content = {
+        "epoch": 3,
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}},
+        "state_dict": weights,
+        "state_dict_ema": {"w": torch.zeros(2)},
+        "queue": torch.zeros(2),
+    }
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=is_zip)
+    archive = read_archive(tmp_path / "x.pt")
+    assert archive.left_out == ["epoch", "optimizer", "state_dict_ema", "queue"]
+    assert archive.left_out_tensors == ["state_dict_ema", "queue"]
+    assert torch.equal(archive.tensors["w"], torch.ones(2))
 
 
 @pytest.fixture(scope="module")

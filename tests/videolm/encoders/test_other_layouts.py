@@ -29,6 +29,8 @@ from tests.videolm.encoders.reference import (
 from videolm.encoders.presets import build_video_clip
 from videolm.encoders.video_clip import VideoCLIP
 from videolm.encoders.weights import Weights, read_weights
+from videolm.encoders.weights.shapes import shape_of_state
+from videolm.encoders.weights.tables import OPENAI
 
 CONFIG: dict[str, Any] = {
     "model_cfg": {
@@ -100,6 +102,19 @@ def test_a_torchscript_archive_of_openai_gives_the_same_vectors(half: bool, tmp_
     assert (weights.shape.image_size, weights.shape.eos_token_id) == (IMAGE, VOCABULARY - 1)
     assert all(tensor.dtype == torch.float32 for tensor in weights.state.values())
     assert_gives_the_vectors_of(weights, theirs.as_reference())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_torchscript_of_another_project_is_asked_for_its_activation(tmp_path: Path) -> None:
+    theirs = FlatCLIP(reference(activation="gelu"))
+    traced = torch.jit.trace(theirs, (torch.randn(1, 3, IMAGE, IMAGE), sentences()[0][:1]))
+    torch.jit.save(traced, str(tmp_path / "model.pt"))
+    with pytest.raises(ValueError, match="nothing says which activation"):
+        read_weights(tmp_path)
+    assert_gives_the_vectors_of(read_weights(tmp_path, activation="gelu"), theirs.as_reference())
+    write_config(tmp_path)
+    assert_gives_the_vectors_of(read_weights(tmp_path), theirs.as_reference())
 
 
 class FlatCLIP(nn.Module):
@@ -188,9 +203,42 @@ def test_without_a_config_the_activation_must_be_said(tmp_path: Path) -> None:
     assert_gives_the_vectors_of(read_weights(tmp_path, activation="gelu"), theirs)
 
 
+@pytest.mark.parametrize("kind", ["OpenAI", "CLIP4Clip", "open_clip"])
+def test_an_activation_that_contradicts_the_file_is_refused(kind: str, tmp_path: Path) -> None:
+    state = reference().flat_state("clip." if kind == "CLIP4Clip" else "")
+    if kind == "OpenAI":
+        state |= {"input_resolution": torch.tensor(IMAGE)}
+    torch.save(state, tmp_path / "model.pt")
+    if kind == "open_clip":
+        write_config(tmp_path, quick_gelu=True)
+    with pytest.raises(ValueError, match=r"activation \('gelu'\) contradicts .* says 'quick_gelu'"):
+        read_weights(tmp_path, activation="gelu")
+    assert read_weights(tmp_path, activation="quick_gelu").shape == read_weights(tmp_path).shape
+
+
+def test_a_tokenizer_that_is_not_clips_must_lie_in_the_folder(tmp_path: Path) -> None:
+    theirs = reference(activation="gelu")
+    torch.save(theirs.flat_state(), tmp_path / "model.pt")
+    write_config(tmp_path, text__hf_tokenizer_name="someone/words")
+    (tmp_path / "bpe_simple_vocab_16e6.txt.gz").touch()
+    with pytest.raises(ValueError, match=r"the words of 'someone/words' .* lay its tokenizer\.json or vocab"):
+        read_weights(tmp_path)
+    (tmp_path / "tokenizer.json").touch()
+    assert_gives_the_vectors_of(read_weights(tmp_path), theirs)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(768, 12), (1280, 16), (1408, 16), (1664, 16), (1792, 16)])
+def test_heads_are_those_of_the_published_towers_of_this_width(width: int, heads: int) -> None:
+    state = reference().flat_state()
+    state["visual.conv1.weight"] = torch.zeros(width, 3, PATCH, PATCH)
+    assert shape_of_state(state, layout=OPENAI, activation="gelu").vision_heads == heads
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"text__tokenizer_kwargs": {"clean": "canonicalize"}}, r"text_cfg asks for .*: tokenizer_kwargs="),
+        ({"text__hf_tokenizer_name": 3}, r"hf_tokenizer_name \(3\) must be the id of a tokenizer"),
         ({"vision__timm_model_name": "vit"}, r"vision_cfg asks for .*: timm_model_name='vit'"),
         ({"text__hf_model_name": "roberta-base"}, r"text_cfg asks for .*: hf_model_name='roberta-base'"),
         ({"multimodal_cfg": {"layers": 12}}, r"model_cfg asks for .*: multimodal_cfg="),

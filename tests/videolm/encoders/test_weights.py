@@ -293,6 +293,10 @@ def test_two_towers_saved_one_by_one_need_no_temperature(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     with pytest.raises(ValueError, match=r"1 keys missing \(logit_scale\)"):
         read_weights(folder)
+    for architectures in (None, [], ["SiglipModel"], ["MetaClip2Model"]):
+        (folder / "config.json").write_text(json.dumps(config | {"architectures": architectures}))
+        with pytest.raises(ValueError, match=r"1 keys missing \(logit_scale\)"):
+            read_weights(folder)
     config |= {"architectures": ["CLIPTextModelWithProjection"], "logit_scale_init_value": 3.5}
     (folder / "config.json").write_text(json.dumps(config))
     assert read_weights(folder).state["logit_scale"] == 3.5

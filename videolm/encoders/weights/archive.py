@@ -10,10 +10,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from videolm.encoders.weights.unpickle import Record, StandIn, Unpickler, flat_tensor, records_of, tensors_of
+from videolm.encoders.weights.records import flat_tensor, records_of, tensors_of
+from videolm.encoders.weights.unpickle import Record, StandIn, Unpickler
 
 _MAX_PICKLE_BYTES = 16 * 2**20
 _MAX_VALUES = 50_000
+_MAX_NAME = 1_000
 # The two numbers with which a file of before 1.6 begins.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
@@ -23,9 +25,10 @@ class Archive:
     """What a file of weights holds."""
 
     tensors: dict[str, Tensor]
-    is_torchscript: bool = False
     left_out: list[str] = field(default_factory=list)
     """Entries beside the tensors, and names of the classes that were not made."""
+    left_out_tensors: list[str] = field(default_factory=list)
+    """The entries among them that hold tensors too: the state of an average, a queue of vectors."""
 
 
 def read_archive(file: Path, *, allow_objects: bool = False) -> Archive:
@@ -33,7 +36,7 @@ def read_archive(file: Path, *, allow_objects: bool = False) -> Archive:
 
     They are the dictionary in the file, or its entry `state_dict`, or the parameters and buffers of the
     TorchScript module. Objects of other classes are an error; with `allow_objects` they stay unmade. ValueError
-    says what is wrong: compressed or doubled members, sizes that lie, a pickle that is none.
+    says what is wrong: another kind of file, compressed or doubled members, sizes that lie, a pickle that is none.
     """
     num_bytes = file.stat().st_size
     try:
@@ -41,6 +44,14 @@ def read_archive(file: Path, *, allow_objects: bool = False) -> Archive:
             with zipfile.ZipFile(file) as archive:
                 return _read_zip(archive, num_bytes, allow_objects=allow_objects)
         with file.open("rb") as stream:
+            first = stream.read(4)
+            if first == b"PK\x03\x04":
+                raise ValueError("its end is missing; it was not copied or downloaded as a whole")
+            if first[:1] != pickle.PROTO:
+                raise ValueError(
+                    "no file of weights: it begins neither as safetensors, nor as zip, nor as pickle"
+                )
+            stream.seek(0)
             return _read_stream(stream, num_bytes, allow_objects=allow_objects)
     except (ValueError, pickle.UnpicklingError):
         raise
@@ -58,10 +69,10 @@ def _read_zip(archive: zipfile.ZipFile, num_bytes: int, *, allow_objects: bool) 
         return _storage(archive, root, record)
 
     if is_torchscript:
-        return Archive(tensors_of(dict(_of_module(content)), read, num_bytes=num_bytes), is_torchscript=True)
-    records, entries = records_of(content)
-    left_out = [*entries, *sorted(unpickler.unknown)]
-    return Archive(tensors_of(records, read, num_bytes=num_bytes), left_out=left_out)
+        return Archive(tensors_of(dict(_of_module(content)), read, num_bytes=num_bytes))
+    records, beside, tensors_beside = records_of(content)
+    tensors = tensors_of(records, read, num_bytes=num_bytes)
+    return Archive(tensors, [*beside, *sorted(unpickler.unknown)], tensors_beside)
 
 
 def _check_members(archive: zipfile.ZipFile, num_bytes: int) -> tuple[str, bool]:
@@ -98,6 +109,8 @@ def _of_module(module: object) -> Iterator[tuple[str, Record]]:
             num_values += 1
             if num_values > _MAX_VALUES:
                 raise ValueError(f"more than {_MAX_VALUES:,} values in the module")
+            if not isinstance(name, str) or len(prefix) + len(name) > _MAX_NAME:
+                raise ValueError(f"attributes of a module must have names of at most {_MAX_NAME:,} letters")
             if isinstance(value, Record):
                 yield f"{prefix}{name}", value
             elif isinstance(value, StandIn):
@@ -115,13 +128,18 @@ def _storage(archive: zipfile.ZipFile, root: str, record: Record) -> Tensor:
 
 def _read_stream(stream: io.BufferedIOBase, num_bytes: int, *, allow_objects: bool) -> Archive:
     """Five pickles one after the other (two numbers, the machine, content, keys of storages), then the storages."""
-    magic, protocol, machine = (Unpickler(stream, allow_objects=False).load() for _ in range(3))
+    pickles = io.BytesIO(stream.read(min(num_bytes, _MAX_PICKLE_BYTES)))
+    magic, protocol, machine = (Unpickler(pickles, allow_objects=False).load() for _ in range(3))
     if magic != _MAGIC or protocol != _PROTOCOL or not machine["little_endian"]:
         raise ValueError("no file of torch")
-    unpickler = Unpickler(stream, allow_objects=allow_objects)
-    records, entries = records_of(unpickler.load())
+    unpickler = Unpickler(pickles, allow_objects=allow_objects)
+    records, beside, tensors_beside = records_of(unpickler.load())
+    keys = Unpickler(pickles, allow_objects=False).load()
+    stream.seek(pickles.tell())
     storages: dict[str, Tensor] = {}
-    for key in Unpickler(stream, allow_objects=False).load():
+    for key in keys:
+        if type(key) is not str or key not in unpickler.storages:
+            raise ValueError("its list of storages names one that no tensor has")
         dtype, num_stored = unpickler.storages[key]
         if int.from_bytes(stream.read(8), "little") != num_stored:
             raise ValueError(f"storage {key!r} has not the {num_stored:,} values that were announced")
@@ -129,4 +147,4 @@ def _read_stream(stream: io.BufferedIOBase, num_bytes: int, *, allow_objects: bo
             raise ValueError(f"storage {key!r} claims more than the {num_bytes:,} bytes of the file")
         storages[key] = flat_tensor(stream.read(num_stored * dtype.itemsize), dtype)
     tensors = tensors_of(records, lambda record: storages[record.key], num_bytes=num_bytes)
-    return Archive(tensors, left_out=[*entries, *sorted(unpickler.unknown)])
+    return Archive(tensors, [*beside, *sorted(unpickler.unknown)], tensors_beside)

@@ -1,6 +1,7 @@
 """Finds the file that holds the weights and reads its tensors, whatever format it has."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -42,6 +43,7 @@ def read_tensors(file: Path, *, allow_objects: bool = False) -> Archive:
     off. ValueError names the file and what is wrong with it; see `read_archive` for `allow_objects`.
     """
     try:
+        refuse_pointer(file)
         if file.name.endswith(".index.json"):
             archive = Archive(_read_shards(file))
         elif _is_safetensors(file):
@@ -58,8 +60,16 @@ def read_tensors(file: Path, *, allow_objects: bool = False) -> Archive:
         raise ValueError(f"{file}: cannot be read ({error})") from error
     if all(key.startswith("module.") for key in archive.tensors):
         tensors = {key.removeprefix("module."): tensor for key, tensor in archive.tensors.items()}
-        archive = Archive(tensors, archive.is_torchscript, archive.left_out)
+        archive = replace(archive, tensors=tensors)
     return archive
+
+
+def refuse_pointer(file: Path) -> None:
+    """A ValueError where a clone of a repository has only the name of the file's content."""
+    pointer = b"version https://git-lfs"
+    with file.open("rb") as stream:
+        if stream.read(len(pointer)) == pointer:
+            raise ValueError(f"{file.name} is a git-lfs pointer; fetch the file itself (git lfs pull)")
 
 
 def _is_safetensors(file: Path) -> bool:
@@ -75,5 +85,6 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         # The index comes from outside: a shard is a file beside it, not a path.
         if Path(shard).name != shard:
             raise ValueError(f"shard {shard!r} must be the name of a file in the same folder")
+        refuse_pointer(index.parent / shard)
         tensors.update(load_file(index.parent / shard))
     return tensors

@@ -11,7 +11,7 @@ _HARMLESS = {
     "vision_cfg": {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "ls_init_value",
                    "patch_dropout", "drop_path"},
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value",
-                 "pad_id", "hf_tokenizer_name", "tokenizer_kwargs"},
+                 "pad_id", "hf_tokenizer_name"},
 }  # fmt: skip
 # The values of other keys that mean the plain CLIP, beside null, false and empty.
 _PLAIN = {
@@ -28,6 +28,8 @@ class OpenClipConfig:
     image_size: int
     vision_head_width: int
     text_heads: int
+    tokenizer: str | None
+    """Id on the hub; None: CLIP's own."""
 
 
 def parse_open_clip_config(config: Mapping[str, Any]) -> OpenClipConfig:
@@ -54,9 +56,13 @@ def parse_open_clip_config(config: Mapping[str, Any]) -> OpenClipConfig:
     for name, value in numbers.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} ({value!r}) must be a whole number of at least 1")
+    tokenizer = text.get("hf_tokenizer_name") or None
+    if not isinstance(tokenizer, str | None):
+        raise ValueError(f"hf_tokenizer_name ({tokenizer!r}) must be the id of a tokenizer")
     return OpenClipConfig(
         activation="quick_gelu" if (model or {}).get("quick_gelu") else "gelu",
         image_size=numbers["image_size"],
         vision_head_width=numbers["head_width"],
         text_heads=numbers["heads"],
+        tokenizer=tokenizer,
     )

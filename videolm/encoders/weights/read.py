@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from videolm.encoders.presets import CLIPShape
-from videolm.encoders.weights.archive import Archive
 from videolm.encoders.weights.convert import from_state
 from videolm.encoders.weights.files import find_weights, read_tensors
 from videolm.encoders.weights.open_clip import parse_open_clip_config
@@ -27,6 +26,8 @@ from videolm.encoders.weights.tables import (
 from videolm.files import read_json
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+# Files of a tokenizer of transformers. OpenAI's own file would be CLIP's whatever the config says.
+_TOKENIZERS = ("tokenizer.json", "vocab.json")
 
 Parsed = TypeVar("Parsed")
 
@@ -42,6 +43,8 @@ class Weights:
     file: Path
     left_out: list[str] = field(default_factory=list)
     """What the file holds beside weights."""
+    left_out_tensors: list[str] = field(default_factory=list)
+    """The entries among them that hold tensors."""
 
 
 def read_weights(
@@ -52,7 +55,8 @@ def read_weights(
     `path` is the file or its folder. Layouts of transformers need config.json beside the file; open_clip's need
     open_clip_config.json or `activation`, which the weights do not tell. Nothing in a file is run: objects other
     than tensors are an error, or with `allow_objects` left out and named. ValueError names the file and what is
-    wrong: keys missing or unknown, a tensor of another shape, a value that is not finite.
+    wrong: keys missing or unknown, a tensor of another shape, a value that is not finite, an `activation` that
+    contradicts the layout or config.
     """
     path = Path(path)
     file = find_weights(path) if path.is_dir() else path
@@ -63,10 +67,14 @@ def read_weights(
             shape, theirs = _with_config(archive.tensors, file.parent / "config.json")
         else:
             theirs = _fold_layer_scale(archive.tensors)
-            shape = _shape_of(archive, theirs, layout, file, activation)
-        return Weights(
-            shape, from_state(theirs, layout=layout, shape=shape), layout.name, file, archive.left_out
-        )
+            shape = _shape_of(theirs, layout, file, activation)
+        if activation not in (None, shape.activation):
+            raise ValueError(
+                f"activation ({activation!r}) contradicts the layout or config, which says "
+                f"{shape.activation!r}; leave it out"
+            )
+        state = from_state(theirs, layout=layout, shape=shape)
+        return Weights(shape, state, layout.name, file, archive.left_out, archive.left_out_tensors)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -76,14 +84,15 @@ def _with_config(tensors: Mapping[str, Tensor], path: Path) -> tuple[CLIPShape, 
         raise FileNotFoundError(f"{path} does not exist; weights of transformers need it")
     config = read_json(path)
     shape = _named(path, shape_of_transformers_config, config)
-    if "logit_scale" not in tensors and "CLIPModel" not in (config.get("architectures") or ()):
+    towers = ("CLIPTextModelWithProjection", "CLIPVisionModelWithProjection")
+    if "logit_scale" not in tensors and any(tower in (config.get("architectures") or ()) for tower in towers):
         # The two towers saved one by one: the temperature belonged to neither.
         tensors = {**tensors, "logit_scale": torch.tensor(config.get("logit_scale_init_value", 2.6592))}
     return shape, tensors
 
 
 def _shape_of(
-    archive: Archive, theirs: Mapping[str, Tensor], layout: Layout, file: Path, activation: Activation | None
+    theirs: Mapping[str, Tensor], layout: Layout, file: Path, activation: Activation | None
 ) -> CLIPShape:
     if layout in (CLIP4CLIP, CLIP4CLIP_LSTM):
         _warn_of_cross_transformer(theirs, file)
@@ -94,12 +103,17 @@ def _shape_of(
             activation="quick_gelu",
             aggregator="lstm" if layout == CLIP4CLIP_LSTM else "transformer" if has_transformer else "mean",
         )
-    # Only files that openai/CLIP wrote carry its resolution.
-    if archive.is_torchscript or "input_resolution" in theirs:
+    # Only files that openai/CLIP wrote carry its resolution; anyone may write TorchScript.
+    if "input_resolution" in theirs:
         return shape_of_state(theirs, layout=layout, activation="quick_gelu")
     path = file.parent / OPEN_CLIP_CONFIG
     if path.is_file():
         config = _named(path, parse_open_clip_config, read_json(path))
+        if config.tokenizer and not any((file.parent / name).is_file() for name in _TOKENIZERS):
+            raise ValueError(
+                f"{path.name}: these weights know the words of {config.tokenizer!r} (hf_tokenizer_name) and not "
+                f"CLIP's; lay its {' or '.join(_TOKENIZERS)} beside them"
+            )
         return shape_of_state(
             theirs,
             layout=layout,

@@ -26,8 +26,8 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 # Both of SigLIP's vocabularies, that of C4 and Gemma's, end a sentence with it. Its configs carry CLIP's number.
 _SIGLIP_EOS_TOKEN_ID = 1
-# open_clip's towers whose heads are not 64 wide: H/14, g/14 and bigG/14.
-_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
+# open_clip's towers whose heads are not 64 wide: H/14, g/14, bigG/14 and e/14.
+_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 
 
 def shape_of_transformers_config(config: Mapping[str, Any]) -> CLIPShape:
