@@ -7,6 +7,7 @@ codes are those of `videolm encode`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,8 @@ from videolm.cli.options import (
     BatchSize,
     Decoder,
     DecoderName,
+    DtypeName,
+    DtypeOption,
     FrameCache,
     MaxFailures,
     Model,
@@ -40,7 +43,7 @@ from videolm.search.sources import Source
 def main(
     source: Annotated[str, typer.Argument(help=f"{', '.join(BENCHMARKS)}, or a folder of videos.")],
     out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
-    split: Annotated[str, typer.Option(help="Of the benchmark.")] = "test",
+    split: Annotated[str | None, typer.Option(help="Of the benchmark; default: test.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with the benchmark's annotation.")] = None,
     videos: Annotated[Path | None, typer.Option(help="Folder with its videos; default: DATA/videos.")] = None,
     model: Model = "mini",
@@ -49,6 +52,7 @@ def main(
     batch_size: BatchSize = 8,
     workers: Workers = 2,
     decoder: DecoderName = Decoder.auto,
+    dtype: DtypeOption = DtypeName.auto,
     timeout: Timeout = 60.0,
     frame_cache: FrameCache = None,
     shard: ShardOption = None,
@@ -64,12 +68,17 @@ def main(
     with reporting(verbose):
         missing: list[str] = []
         if source not in BENCHMARKS:
+            refuse_for_folder(source, {"--split": split, "--data": data, "--videos": videos})
             chosen: Path | Source = Path(source)
         elif data is None:
             raise typer.BadParameter(f"{source} needs --data, the folder with its annotation")
         else:
+            split = split or "test"
             chosen, missing = list_videos(source, split, data, videos or data / "videos")
-        extraction = load_model(model, allow_untrained=allow_untrained).extract(
+        opened = load_model(
+            model, allow_untrained=allow_untrained, dtype=dtype.value, out=None if overwrite else out
+        )
+        extraction = opened.extract(
             chosen,
             out,
             num_frames=num_frames,
@@ -87,16 +96,29 @@ def main(
         )
         if missing:
             say(f"{len(missing)} videos of {source} {split} have no file: {named(missing)}")
-        close_run(
-            "encoded", extraction.num_videos, extraction.failures, extraction.out, quiet, allow_failures
-        )
+        done = f"{extraction.num_videos} videos ({extraction.num_new} new)"
+        close_run(done, extraction.failures, extraction.out, quiet, allow_failures)
         if missing and not allow_failures:
             raise typer.Exit(3)
 
 
+def refuse_for_folder(source: str, options: Mapping[str, object]) -> None:
+    """A usage error for an option that only a benchmark has."""
+    if given := [name for name, value in options.items() if value is not None]:
+        raise typer.BadParameter(
+            f"{source} is not one of {', '.join(BENCHMARKS)}, so it is a folder of videos, and that takes no "
+            f"{' or '.join(given)}"
+        )
+
+
 def list_videos(benchmark: str, split: str, data: Path, folder: Path) -> tuple[Source, list[str]]:
     """The files of a split, and the ids of the videos that have none."""
-    ids = [video.id for video in BENCHMARKS[benchmark].read(data, split)]
+    try:
+        ids = [video.id for video in BENCHMARKS[benchmark].read(data, split)]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; `videolm data {benchmark} --dir {data}` says what is missing and where to get it"
+        ) from error
     files = locate_videos(folder, ids)
     root = folder.absolute()
     names = sorted(path.relative_to(root).as_posix() for path in files.values())

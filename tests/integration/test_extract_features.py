@@ -69,7 +69,7 @@ def test_the_videos_of_a_split_become_vectors_and_the_missing_ones_are_named(
     assert result.exit_code == 3
     assert result.stderr.splitlines() == [
         "1 videos of msrvtt test have no file: video3",
-        f"encoded 3 videos into {tmp_path / 'out'}",
+        f"3 videos (0 new) into {tmp_path / 'out'}",
     ]
     assert ids(tmp_path / "out") == ["video1.mp4", "video2.mp4", "video4.mp4"]
     assert run(tool, *command, "--allow-failures").exit_code == 0
@@ -97,3 +97,18 @@ def test_what_is_missing_is_said(tool: ModuleType, data: Path, tmp_path: Path) -
     result = run(tool, *command, "--data", data)
     assert result.exit_code == 2
     assert "holds no video of msrvtt test; give --videos" in result.stderr
+    (data / "MSRVTT_JSFUSION_test.csv").unlink()
+    result = run(tool, *command, "--data", data)
+    assert result.exit_code == 2
+    assert "MSRVTT_JSFUSION_test.csv" in result.stderr
+    assert f"`videolm data msrvtt --dir {data}` says what is missing" in result.stderr
+
+
+def test_what_only_a_benchmark_has_is_refused_for_a_folder(
+    tool: ModuleType, data: Path, tmp_path: Path
+) -> None:
+    for option, value in (("--split", "train"), ("--data", data), ("--videos", data / "videos")):
+        result = run(tool, data / "videos", tmp_path / "out", "--model", tmp_path / "model", option, value)
+        assert result.exit_code == 2
+        assert f"takes no {option}" in " ".join(result.stderr.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()

@@ -100,7 +100,7 @@ def test_a_killed_command_goes_on_where_it_was_and_ends_as_if_nothing_had_been(
     tiny_model().save(tmp_path / "model")
     videos = write_folder(tmp_path / "videos", num_videos=60)
     code = (
-        "from videolm.search import extraction; extraction._SECONDS_PER_SHARD = 0.0; "
+        "from videolm.search import shards; shards._SECONDS_PER_SHARD = 0.0; "
         "from videolm.cli import main; main()"
     )
     arguments = ["encode", videos, tmp_path / "out", "--model", tmp_path / "model", "--batch-size", "1"]

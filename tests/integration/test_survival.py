@@ -40,15 +40,16 @@ def test_kills_at_random_moments_lose_and_double_nothing_and_leave_no_process(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    killed, complete = map(int, done.stdout.split())
-    assert (killed, complete >= 1) == (num_kills, True)
+    num_midway, num_complete = map(int, done.stdout.split())
+    assert num_midway > num_kills / 2
+    assert num_complete >= 1
     assert set(os.listdir("/dev/shm")) <= shared
 
 
 def test_ctrl_c_keeps_what_was_encoded_and_the_same_command_goes_on(videos: Path, tmp_path: Path) -> None:
     tiny_model().save(tmp_path / "model")
     code = (
-        "import sys; from videolm.search import extraction; extraction._ROWS_PER_SHARD = int(sys.argv.pop(1)); "
+        "import sys; from videolm.search import shards; shards._ROWS_PER_SHARD = int(sys.argv.pop(1)); "
         "from videolm.cli import main; main()"
     )
     arguments = ["encode", videos, tmp_path / "out", "--model", tmp_path / "model", "--batch-size", "1"]
@@ -74,6 +75,9 @@ def test_ctrl_c_keeps_what_was_encoded_and_the_same_command_goes_on(videos: Path
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, f"encoded 40 videos into {tmp_path / 'out'}\n")
+    assert (done.returncode, done.stderr) == (
+        0,
+        f"40 videos ({40 - len(before)} new) into {tmp_path / 'out'}\n",
+    )
     assert all(path.read_bytes() == content for path, content in before.items())
     assert sum(len(read_shard(path)) for path in shard_paths(tmp_path / "out")) == 40

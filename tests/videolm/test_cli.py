@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import videolm
@@ -157,10 +159,11 @@ def test_a_moved_model_is_named_and_another_one_refused(
 
 def test_encode_writes_shards_and_on_request_npz(model_folder: Path, videos: Path, tmp_path: Path) -> None:
     command = ("encode", videos, tmp_path / "out", "--model", model_folder)
-    assert run(*command).stderr == f"encoded 3 videos into {tmp_path / 'out'}\n"
+    assert run(*command).stderr == f"3 videos (3 new) into {tmp_path / 'out'}\n"
     assert [path.name for path in (tmp_path / "out/shards").iterdir()] == ["00000.parquet"]
     assert not (tmp_path / "out/embeddings.npz").exists()
-    assert run(*command, "--format", "npz").exit_code == 0
+    again = run(*command, "--format", "npz")
+    assert (again.exit_code, again.stderr) == (0, f"3 videos (0 new) into {tmp_path / 'out'}\n")
     with np.load(tmp_path / "out/embeddings.npz") as arrays:
         assert arrays["ids"].tolist() == ["00.mp4", "01.mp4", "02.mp4"]
         expected = videolm.load(model_folder).encode_videos(sorted(videos.iterdir()))
@@ -182,10 +185,42 @@ def test_jobs_that_share_a_folder_make_what_one_run_makes(
     for index in range(2):
         done = run(*command, "--shard", f"{index}/2")
         assert (done.exit_code, done.stdout) == (0, "")
-        assert f"videos into {tmp_path / f'out/parts/{index}-of-2'}" in done.stderr
+        assert f" new) into {tmp_path / f'out/parts/{index}-of-2'}\n" in done.stderr
     assert run("index", *command[1:]).stderr == f"indexed 3 videos into {tmp_path / 'out'}\n"
     straight = videolm.load(model_folder).encode_videos(sorted(videos.iterdir()))
     np.testing.assert_allclose(videolm.open_index(tmp_path / "out").vectors, straight.vectors, atol=1e-6)
+
+
+def test_an_export_of_jobs_is_gone_once_they_are_gathered(
+    model_folder: Path, videos: Path, tmp_path: Path
+) -> None:
+    command = ("encode", videos, tmp_path / "out", "--model", model_folder, "--format", "npz")
+    part = ("--shard", "0/2")
+    exported = tmp_path / "out/parts/0-of-2/embeddings.npz"
+    assert run(*command, *part).exit_code == 0
+    assert exported.exists()
+    assert run(*command).exit_code == 0
+    assert not exported.exists()
+    with np.load(tmp_path / "out/embeddings.npz") as arrays:
+        assert len(arrays["ids"]) == 3
+    # its videos are all there
+    again = run(*command, *part)
+    assert (again.exit_code, again.stderr) == (0, f"2 videos (0 new) into {exported.parent}\n")
+    assert not exported.exists()
+
+
+def test_auto_computes_as_the_folder_was_made(model_folder: Path, videos: Path, tmp_path: Path) -> None:
+    command = ("encode", videos, tmp_path / "out", "--model", model_folder)
+    assert run(*command, "--dtype", "bfloat16", "--shard", "0/2").exit_code == 0
+    # a model of this size would compute in float32 everywhere
+    assert run(*command, "--shard", "1/2").exit_code == 0
+    assert run(*command).stderr == f"3 videos (0 new) into {tmp_path / 'out'}\n"
+    assert run("index", *command[1:]).exit_code == 0
+    refused = run(*command, "--dtype", "float32")
+    assert refused.exit_code == 2
+    assert "dtype is 'torch.bfloat16' there and 'torch.float32' now" in refused.stderr
+    assert run(*command, "--overwrite").stderr == f"3 videos (3 new) into {tmp_path / 'out'}\n"
+    assert json.loads((tmp_path / "out/run.json").read_text())["settings"]["dtype"] == "torch.float32"
 
 
 @pytest.mark.parametrize("shard", ["2/2", "half", "1", "-1/2"])
@@ -245,8 +280,18 @@ def test_doctor_says_versions_decoders_and_kernels() -> None:
     assert found["videolm"] == videolm.__version__
     assert found["decoders"].keys() == {"pyav", "decord", "torchcodec"}
     assert found["kernels"].keys() == {"temporal_attention"}
-    assert found["dtype"] == "torch.float32"
     assert any(line.startswith("decoders: pyav\t") for line in run("doctor").stdout.splitlines())
+
+
+@pytest.mark.parametrize(("gain", "dtype"), [(4.0, "torch.bfloat16"), (1.0, "torch.float32")])
+def test_doctor_says_what_a_clip_computes_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gain: float, dtype: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("videolm.pipeline.video_lm.pick_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr("videolm.pipeline.precision.bfloat16_gain", lambda: gain)
+    found = json.loads(run("doctor", "--format", "json").stdout)
+    assert found["dtype"] == f"{dtype} (a model of CLIP's size)"
 
 
 # Errors and what is printed
@@ -272,6 +317,40 @@ def test_an_unexpected_error_is_exit_code_1_and_shows_its_place_on_request(
     assert short.stderr.splitlines()[0] == "error: RuntimeError: out of luck"
     assert "Traceback" not in short.stderr
     assert "Traceback" in run("info", videos / "00.mp4", "--verbose").stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/out"), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "/out"), 2),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 1),
+    ],
+)
+def test_an_error_of_the_system_is_expected_where_it_names_a_file(
+    videos: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, code: int
+) -> None:
+    monkeypatch.setattr("videolm.open_video", raiser(error), raising=False)
+    result = run("info", videos / "00.mp4")
+    assert result.exit_code == code
+    assert str(error) in result.stderr
+    assert ("not expected" in result.stderr) == (code == 1)
+
+
+def test_a_name_in_an_error_cannot_forge_a_line(videos: Path, tmp_path: Path) -> None:
+    result = run("search", tmp_path / "no\nerror: index", "blue")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "no\\nerror: index" in line
+
+
+def test_a_timeout_of_more_than_a_week_is_exit_code_2(
+    model_folder: Path, videos: Path, tmp_path: Path
+) -> None:
+    for timeout in ("inf", "1e19", "nan"):
+        result = run("encode", videos, tmp_path / "out", "--model", model_folder, "--timeout", timeout)
+        assert result.exit_code == 2
+        assert "timeout" in result.stderr
 
 
 def test_ctrl_c_is_exit_code_130(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

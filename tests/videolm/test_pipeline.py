@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +27,8 @@ from videolm.pipeline.decoding import read_videos
 from videolm.recipes import read_recipe
 from videolm.search.extraction import NothingReadError
 from videolm.types import Clip
+from videolm.video import isolation
+from videolm.video.processes import WorkerContext
 from videolm.video.readers import VideoError, open_video
 from videolm.video.transforms import Preprocess
 from videolm.video.worker import ClipRequest
@@ -151,7 +156,11 @@ def test_a_vector_that_is_not_finite_is_never_given_out(paths: list[Path]) -> No
         broken.model.text.projection.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"the model gave a vector with NaN or infinity for .*00\.mp4"):
         broken.encode_videos(paths)
-    assert len(broken.encode_videos(paths, on_error="skip").failures) == 5
+    failures = broken.encode_videos(paths, on_error="skip").failures
+    assert {(failure.stage, failure.error) for failure in failures} == {
+        ("encode", "the model gave a vector with NaN or infinity")
+    }
+    assert len(failures) == 5
     with pytest.raises(ValueError, match="NaN or infinity for 'blue'"):
         broken.encode_texts("blue")
 
@@ -175,7 +184,79 @@ def test_counts_below_one_are_refused_by_name(model: VideoLM, paths: list[Path],
         model.encode_videos(paths, **{name: 0})
 
 
+def test_a_mistake_in_on_error_is_refused(model: VideoLM, paths: list[Path]) -> None:
+    # without the checks of types that these tests run with
+    encode_videos = inspect.unwrap(VideoLM.encode_videos)
+    with pytest.raises(ValueError, match="on_error \\('rasie'\\) must be 'raise' or 'skip'"):
+        encode_videos(model, paths, on_error="rasie")
+
+
 # Decoding
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), 1e19, 604_801.0])
+def test_a_timeout_of_more_than_a_week_is_refused(model: VideoLM, paths: list[Path], seconds: float) -> None:
+    with pytest.raises(ValueError, match=r"timeout_seconds \(.*\) must be at most 604,800, a week"):
+        model.encode_videos(paths, timeout=seconds)
+
+
+def test_a_large_batch_needs_no_descriptor_for_each_video(model: VideoLM, paths: list[Path]) -> None:
+    most = before = len(os.listdir("/proc/self/fd"))
+
+    def counted() -> Iterator[Path]:
+        nonlocal most
+        for number in range(200):
+            most = max(most, len(os.listdir("/proc/self/fd")))
+            yield paths[number % 5]
+
+    assert len(model.encode_videos(counted(), batch_size=1024)) == 200
+    assert most - before < 100
+
+
+CHILD = """
+import multiprocessing, sys
+from tests.tiny import tiny_model
+
+def encode(path):
+    print(len(tiny_model().encode_videos(path)), flush=True)
+
+def in_child(path, daemon):
+    child = multiprocessing.get_context("fork").Process(target=encode, args=(path,), daemon=daemon)
+    child.start()
+    child.join()
+    return child.exitcode
+
+encode(sys.argv[1])
+print([in_child(sys.argv[1], daemon) for daemon in (False, True)])
+"""
+
+
+def test_a_forked_child_has_workers_of_its_own_and_a_daemonic_one_says_why_not(paths: list[Path]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, paths[0]],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["1", "1", "[0, 1]"], done.stderr
+    assert "is a daemonic process" in done.stderr
+    assert "workers=0" in done.stderr
+
+
+def test_why_no_worker_could_be_started_is_the_cause_of_the_error(
+    model: VideoLM, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoProcesses(WorkerContext):
+        def Process(self, *_: object, **__: object) -> None:  # type: ignore[override]  # noqa: N802
+            raise OSError("no more processes")
+
+    monkeypatch.setattr(isolation, "WorkerContext", NoProcesses)
+    with pytest.raises(RuntimeError, match="decode workers end before they take a file") as refusal:
+        model.encode_videos(paths)
+    assert refusal.value.__cause__ is not None
+    assert str(refusal.value.__cause__.__cause__) == "no more processes"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -555,7 +636,7 @@ def test_a_hub_id_is_downloaded_without_code_and_names_the_model(
     assert model.info.name == "somebody/clip"
     model.index(videos, tmp_path / "index", num_frames=1)
     videolm.open_index(tmp_path / "index")
-    assert asked[-1] == ("somebody/clip", None)
+    assert asked[-1] == ("somebody/clip", "v1")
 
 
 # index
@@ -603,9 +684,13 @@ def test_an_index_of_a_model_in_no_file_needs_that_model(
     assert videolm.open_index(tmp_path / "index", model).search("blue", k=1)
 
 
-def test_without_out_the_index_lies_beside_the_folder(model: VideoLM, tmp_path: Path) -> None:
+def test_without_out_the_index_lies_beside_the_folder(
+    model: VideoLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_folder(tmp_path / "holiday", num_videos=1)
     assert model.index(tmp_path / "holiday").folder == tmp_path / "holiday.index"
+    monkeypatch.chdir(tmp_path / "holiday")
+    assert model.index(".").folder == tmp_path / "holiday.index"
 
 
 def test_an_update_decodes_only_what_is_new(

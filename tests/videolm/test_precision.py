@@ -52,6 +52,24 @@ def test_another_processor_is_measured_anew(gains: list[float], monkeypatch: pyt
     assert auto_dtype(CPU, num_parameters=LARGE) is torch.float32
 
 
+def test_first_of_two_that_measure_at_once_decides_for_both(
+    gains: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken() -> float:
+        monkeypatch.setattr(precision, "bfloat16_gain", lambda: 4.0)
+        assert auto_dtype(CPU, num_parameters=LARGE) is torch.bfloat16
+        return 1.0
+
+    monkeypatch.setattr(precision, "bfloat16_gain", overtaken)
+    assert auto_dtype(CPU, num_parameters=LARGE) is torch.bfloat16
+    assert auto_dtype(CPU, num_parameters=LARGE) is torch.bfloat16
+
+
+def test_home_that_cannot_be_written_to_is_no_error(gains: list[float], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    assert auto_dtype(CPU, num_parameters=LARGE) is torch.bfloat16
+
+
 @pytest.mark.parametrize("content", ["", "[1, 2]", "{broken", '{"x": null}'])
 def test_damaged_memory_is_measured_again(gains: list[float], tmp_path: Path, content: str) -> None:
     path = tmp_path / "cache" / "videolm" / "bfloat16_gain.json"

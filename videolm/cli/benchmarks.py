@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from videolm.cli.options import AllowFailures, Format, NumFrames, OutputFormat, Quiet, SamplerOption, Verbose
+from videolm.cli.options import (
+    AllowFailures,
+    DtypeName,
+    Format,
+    NumFrames,
+    OutputFormat,
+    Quiet,
+    SamplerOption,
+    Verbose,
+)
 from videolm.cli.output import load_model, print_json, print_table, printable, reporting, say
 
 if TYPE_CHECKING:
     from videolm.datasets.protocol import Protocol
-
-
-class DtypeName(StrEnum):
-    """What a model computes in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def evaluate(

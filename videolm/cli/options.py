@@ -41,6 +41,15 @@ class Decoder(StrEnum):
     torchcodec = "torchcodec"
 
 
+class DtypeName(StrEnum):
+    """What a model computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class SamplerKind(StrEnum):
     """Which moments of a video are looked at."""
 
@@ -59,22 +68,28 @@ SamplerOption = Annotated[
     SamplerKind | None,
     typer.Option("--sampler", help="Moments to look at; without it as the model was trained."),
 ]
+DtypeOption = Annotated[
+    DtypeName,
+    typer.Option("--dtype", help="What the model computes in; auto: as OUT was made, else the faster one."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Videos that go through the model at once.")]
 Workers = Annotated[
     int,
     typer.Option(min=0, help="Processes that decode; 0: this one, which a bad file can then hang or crash."),
 ]
 DecoderName = Annotated[Decoder, typer.Option("--decoder", help="What reads the files.")]
-Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds that one file may take.")]
+Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds that one file may take, at most a week.")]
 FrameCache = Annotated[
     Path | None,
     typer.Option(help="Folder that keeps decoded frames for the next model with the same preprocessing."),
 ]
 MaxFailures = Annotated[
-    int | None, typer.Option(min=0, help="Stop when more videos fail; 20 in a row stop it always.")
+    int | None, typer.Option(min=0, help="Stop when more videos fail; 20 new ones in a row stop it always.")
 ]
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed in an earlier run.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again where OUT was made otherwise.")]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Try again, last, what failed in an earlier run.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start again from nothing; jobs' parts go too.")]
 AllowUntrained = Annotated[bool, typer.Option("--allow-untrained", help="Take a model with random weights.")]
 AllowFailures = Annotated[
     bool, typer.Option("--allow-failures", help="Exit with 0 although some videos failed.")

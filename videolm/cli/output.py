@@ -24,12 +24,22 @@ if TYPE_CHECKING:
 _MOST_FAILURES_SHOWN = 5
 
 
-def load_model(name: str, *, allow_untrained: bool, dtype: Dtype = "auto") -> videolm.VideoLM:
+def load_model(
+    name: str, *, allow_untrained: bool, dtype: Dtype = "auto", out: Path | None = None
+) -> videolm.VideoLM:
+    """The model; with the dtype "auto" it computes as in the run that is in `out` already."""
     import torch
 
+    from videolm.search.run import written_setting
+
+    wanted: str = dtype
+    if dtype == "auto" and out is not None:
+        # another machine, or the same with another torch, may find another one faster
+        wanted = str(written_setting(out, "dtype")).removeprefix("torch.")
+    found = getattr(torch, wanted, None)
     with warnings_said():
         return videolm.load(
-            name, allow_untrained=allow_untrained, dtype="auto" if dtype == "auto" else getattr(torch, dtype)
+            name, allow_untrained=allow_untrained, dtype=found if isinstance(found, torch.dtype) else "auto"
         )
 
 
@@ -76,31 +86,30 @@ def _exit_code(error: Exception) -> int:
         return 4
     if isinstance(error, TooManyFailuresError):
         return 5
+    if isinstance(error, OSError) and error.filename is not None:
+        # it cannot be read or written, or its disk is full
+        return 2
     return 2 if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | BusyError) else 1
 
 
 def close_run(
-    verb: str,
-    num_videos: int,
+    done: str,
     failures: Sequence[videolm.Failure],
     out: Path,
     quiet: bool,
     allow_failures: bool,
 ) -> None:
-    """The closing line, which names what failed, and the exit code."""
+    """What failed, then the closing line, which begins with `done`; and the exit code."""
     for failure in failures[:_MOST_FAILURES_SHOWN]:
-        say(f"  {printable(failure.path)}: {printable(failure.error)}")
+        say(f"  {failure.path}: {failure.error}")
     if len(failures) > _MOST_FAILURES_SHOWN:
         say(f"  and {len(failures) - _MOST_FAILURES_SHOWN} more")
     if failures:
-        say(
-            f"{verb} {num_videos} videos, {len(failures)} failed (see {out / 'failures.jsonl'}; "
-            "--retry-failed tries them again)"
-        )
+        say(f"{done}, {len(failures)} failed (see {out / 'failures.jsonl'}; --retry-failed tries them again)")
         if not allow_failures:
             raise typer.Exit(3)
     elif not quiet:
-        say(f"{verb} {num_videos} videos into {out}")
+        say(f"{done} into {out}")
 
 
 def printable(text: str) -> str:
@@ -114,8 +123,8 @@ def printable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    for line in text.splitlines():
-        print(printable(line), file=sys.stderr)
+    """One line, whatever the names in it hold."""
+    print(printable(text), file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

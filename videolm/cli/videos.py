@@ -15,6 +15,8 @@ from videolm.cli.options import (
     BatchSize,
     Decoder,
     DecoderName,
+    DtypeName,
+    DtypeOption,
     Format,
     FrameCache,
     MaxFailures,
@@ -58,6 +60,7 @@ def encode(
     batch_size: BatchSize = 8,
     workers: Workers = 2,
     decoder: DecoderName = Decoder.auto,
+    dtype: DtypeOption = DtypeName.auto,
     timeout: Timeout = 60.0,
     frame_cache: FrameCache = None,
     shard: ShardOption = None,
@@ -76,7 +79,10 @@ def encode(
     with reporting(verbose):
         from videolm.search.shards import write_npz
 
-        extraction = load_model(model, allow_untrained=allow_untrained).extract(
+        opened = load_model(
+            model, allow_untrained=allow_untrained, dtype=dtype.value, out=None if overwrite else out
+        )
+        extraction = opened.extract(
             source,
             out,
             num_frames=num_frames,
@@ -91,12 +97,10 @@ def encode(
             retry_failed=retry_failed,
             overwrite=overwrite,
             show_progress_bar=False if quiet else None,
+            finish=write_npz if format is ShardFormat.npz else None,
         )
-        if format is ShardFormat.npz and extraction.num_videos:
-            write_npz(extraction.out)
-        close_run(
-            "encoded", extraction.num_videos, extraction.failures, extraction.out, quiet, allow_failures
-        )
+        done = f"{extraction.num_videos} videos ({extraction.num_new} new)"
+        close_run(done, extraction.failures, extraction.out, quiet, allow_failures)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -116,6 +120,7 @@ def index(
     batch_size: BatchSize = 8,
     workers: Workers = 2,
     decoder: DecoderName = Decoder.auto,
+    dtype: DtypeOption = DtypeName.auto,
     timeout: Timeout = 60.0,
     frame_cache: FrameCache = None,
     max_failures: MaxFailures = None,
@@ -128,7 +133,10 @@ def index(
 ) -> None:
     """Make videos searchable; run again, only new and changed files are encoded."""
     with reporting(verbose):
-        made = load_model(model, allow_untrained=allow_untrained).index(
+        opened = load_model(
+            model, allow_untrained=allow_untrained, dtype=dtype.value, out=None if overwrite else out
+        )
+        made = opened.index(
             source,
             out,
             num_frames=num_frames,
@@ -143,7 +151,7 @@ def index(
             overwrite=overwrite,
             show_progress_bar=False if quiet else None,
         )
-        close_run("indexed", len(made), made.failures, out, quiet, allow_failures)
+        close_run(f"indexed {len(made)} videos", made.failures, out, quiet, allow_failures)
 
 
 def search(

@@ -12,6 +12,8 @@ from videolm.search.extraction import EncodedVideo
 from videolm.types import Clip, Failure
 from videolm.video.readers.guard import VideoError
 
+_NOT_FINITE = "the model gave a vector with NaN or infinity"
+
 Vectors = Callable[[Sequence[Clip]], Float[np.ndarray, "clips dim"]]
 
 
@@ -61,6 +63,6 @@ def _encode_batch(
             start, duration = item.start_seconds, item.duration_seconds
             yield name, EncodedVideo(vector, item.pts_seconds.numpy(), start, start + duration, duration)
         elif on_error == "raise":
-            raise ValueError(f"the model gave a vector with NaN or infinity for {name}")
+            raise ValueError(f"{_NOT_FINITE} for {name}")
         else:
-            yield name, Failure(name, "encode", "the model gave a vector with NaN or infinity")
+            yield name, Failure(name, "encode", _NOT_FINITE)

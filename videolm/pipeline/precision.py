@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
+from videolm.files import read_json, write_json
 
 # A smaller model is not what takes the time; in float32 its vectors are the same on every machine.
 _MIN_PARAMETERS = 20_000_000
@@ -35,23 +36,27 @@ def auto_dtype(device: torch.device, *, num_parameters: int) -> torch.dtype:
 def _remembered_gain() -> float:
     path = _cache_folder() / "bfloat16_gain.json"
     machine = f"{_processor()}, torch {torch.__version__}"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        gain = float(known[machine])
-    # nothing is lost with a cache: a missing, damaged or foreign file is measured again
-    except (OSError, ValueError, TypeError, KeyError):
-        known, gain = {}, bfloat16_gain()
-    else:
-        return gain
+    known = _read_gains(path)
+    if machine in known:
+        return known[machine]
+    gain = round(bfloat16_gain(), 2)
+    # what another program has written meanwhile counts, so that both compute alike
+    known = {machine: gain} | _read_gains(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(known | {machine: round(gain, 2)}), encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, known)
     except OSError:
         # a home that cannot be written to: measured again next time
         pass
-    return gain
+    return known[machine]
+
+
+def _read_gains(path: Path) -> dict[str, float]:
+    try:
+        return {machine: float(gain) for machine, gain in read_json(path).items()}
+    # nothing is lost with a cache: a missing, damaged or foreign file is measured again
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def bfloat16_gain() -> float:

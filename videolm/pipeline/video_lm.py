@@ -42,6 +42,8 @@ from videolm.video.transforms import Preprocess, pad_frames, without_repeats
 from videolm.video.worker import ClipRequest
 
 FORMAT_VERSION = 1
+# Files that are decoded ahead of the model, beyond one for each worker: each holds a descriptor.
+_MOST_AHEAD = 64
 
 
 class VideoLM:
@@ -164,6 +166,8 @@ class VideoLM:
         A video that cannot be used raises, or with `on_error="skip"` is named in `failures` and has no row.
         `show_progress_bar=None` shows a bar where the error stream is a terminal, elsewhere a line now and then.
         """
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error ({on_error!r}) must be 'raise' or 'skip'")
         if isinstance(videos, str | os.PathLike | Clip):
             videos = [videos]
         names: list[str] = []
@@ -276,13 +280,12 @@ class VideoLM:
         """Encode the videos of a folder (or one video, or the paths in a .txt) and make them searchable.
 
         The result is in `out`, by default `<folder>.index`. Run again, only new and changed files are encoded
-        and deleted ones leave; `retry_failed` also tries again what failed. Videos that cannot be read are in
-        `Index.failures` with the reason; more than `max_failures` of them, or 20 in a row, end the run with
-        TooManyFailuresError. `overwrite` replaces an index made with another model or settings. The other
-        arguments are those of `encode_videos`.
+        and deleted ones leave; `retry_failed` then also tries again what failed. Videos that cannot be read are
+        in `Index.failures` with the reason; more than `max_failures` of them, or 20 new ones in a row, end the
+        run with TooManyFailuresError. What was made with another model or settings is refused; `overwrite` starts
+        again from nothing. The other arguments are those of `encode_videos`.
         """
-        folder = Path(folder)
-        out = folder.with_name(folder.name + ".index") if out is None else Path(out)
+        out = Path(os.path.abspath(folder) + ".index" if out is None else out)
         self._extract(
             folder,
             out,
@@ -315,10 +318,12 @@ class VideoLM:
         overwrite: bool = False,
         max_failures: int | None = None,
         show_progress_bar: bool | None = None,
+        finish: Callable[[Path], None] | None = None,
     ) -> Extraction:
         """The first half of `index`: vectors in parquet shards under `out`, not yet searchable.
 
-        `source` may also be a `Source`: files that are listed somewhere else, as by a benchmark.
+        `source` may also be a `Source`: files that are listed somewhere else, as by a benchmark. `finish` is called
+        at the end with the folder of the shards, while it is still held against other processes.
 
         With `shard=(i, n)` only the i-th (from 0) of n parts of the videos, for n jobs that may run at the same
         time with the same `out`; `index`, or `extract` without `shard`, then gathers what they have made.
@@ -335,6 +340,7 @@ class VideoLM:
             overwrite=overwrite,
             max_failures=max_failures,
             show_progress_bar=show_progress_bar,
+            finish=finish,
         )
 
     def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> None:
@@ -453,7 +459,7 @@ class VideoLM:
     ) -> Generator[tuple[str, EncodedVideo | Failure], None, None]:
         _check_at_least_one("batch_size", batch_size)
         # a batch is ready, or nearly, when the model has done with the one before
-        ahead = workers + batch_size
+        ahead = workers + min(batch_size, _MOST_AHEAD)
         with closing(
             read_videos(videos, request, workers=workers, ahead=ahead, frame_cache=frame_cache)
         ) as clips:

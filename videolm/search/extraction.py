@@ -8,24 +8,34 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float32, Float64
 
 from videolm.files import write_json
 from videolm.search.failures import append_failure, read_failures, write_failures
-from videolm.search.parts import Shard, adopt_parts, belongs_to, check_shard, clear_parts, part_folder
+from videolm.search.parts import (
+    Shard,
+    adopt_parts,
+    belongs_to,
+    check_parts,
+    check_shard,
+    clear_parts,
+    held_parts,
+    part_folder,
+)
 from videolm.search.progress import Progress
 from videolm.search.run import (
+    ANOTHER_FOLDER,
+    REMOVE_AND_REDO,
     SCHEMA_VERSION,
+    START_AGAIN,
     begin,
     check_ours,
     check_same_settings,
@@ -33,12 +43,10 @@ from videolm.search.run import (
     fingerprint,
     locked,
 )
-from videolm.search.shards import Row, next_shard_path, read_shard, shard_paths, write_shard, write_table
+from videolm.search.shards import Row, ShardWriter, drop_stale_rows, known_rows
 from videolm.search.sources import Source, Stamp, find_videos, stamp_of
 from videolm.types import Failure
 
-_ROWS_PER_SHARD = 1024
-_SECONDS_PER_SHARD = 60.0
 # So many in a row are not the videos: a disk is gone, or an option is wrong.
 _MAX_FAILURES_IN_A_ROW = 20
 
@@ -63,7 +71,8 @@ class EncodedVideo:
 
 
 EncodeFunction = Callable[[Sequence[Path], Progress], Generator[EncodedVideo | Failure, None, None]]
-"""Gives one result for each path, in their order, as they become ready; tells how long it waited for frames."""
+"""Gives one result for each path, in their order, as they become ready, and no vector that is not finite; tells how
+long it waited for frames."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +105,16 @@ def extract(
 ) -> Extraction:
     """Encode the new and changed videos of `source`, as `find_videos` takes it, into shards under `out`.
 
-    `out` made from another source or with other settings is a ValueError that names the differences, unless
-    `overwrite` asks to start again. Rows of files that are gone leave their shards at the end. A video that
-    fails is named in `failures.jsonl` and the run goes on, until more than `max_failures` have failed, or 20 in
-    a row, which is a TooManyFailuresError; NothingReadError where not one has a vector. `finish` is called at
-    the end with the folder, while it is still held against other processes.
+    `out` made from another source or with other settings is a ValueError that names the differences; `overwrite`
+    starts again from nothing, whatever `out` and its parts were made with. Rows of files that are gone leave
+    their shards at the end. A video that fails is named in `failures.jsonl` and the run goes on, until more than
+    `max_failures` have failed, or 20 in a row, which is a TooManyFailuresError; NothingReadError where not one
+    has a vector. With `retry_failed` earlier failures are tried again, after the new videos, and do not count
+    towards the 20. `finish` is called at the end with the folder, while it is still held against other processes.
 
     With `shard=(i, n)` only the videos of the i-th of n jobs are encoded, into a part of `out` of its own; the
-    jobs may run at the same time. A run without `shard` takes over what the jobs have made.
+    jobs may run at the same time. A run without `shard` takes over what the jobs have made: all of it, or, where
+    one of them is at work or was given other settings, nothing, and `out` is left as it is.
     """
     out = Path(out)
     check_ours(out)
@@ -130,17 +141,20 @@ def extract(
                 "overwrite does not go with shard, as other jobs may be at work: remove the folder"
             )
         if (out / "run.json").exists():
-            check_same_settings(out, run)
+            check_same_settings(out, run, way_out=ANOTHER_FOLDER)
         folder = part_folder(out, shard)
         videos = replace(videos, names=[name for name in videos.names if belongs_to(name, shard)])
-    with locked(folder):
+    with locked(folder), held_parts(folder) as parts:
         if overwrite:
-            clear_parts(folder)
+            clear_parts(parts)
             clear(folder)
-        elif (folder / "run.json").exists():
-            check_same_settings(folder, run)
+        else:
+            if (folder / "run.json").exists():
+                way_out = START_AGAIN if shard is None else REMOVE_AND_REDO
+                check_same_settings(folder, run, way_out=way_out)
+            check_parts(parts, run)
         begin(folder, run)
-        adopt_parts(folder, run)
+        adopt_parts(folder, [] if overwrite else parts)
         extraction = _bring_up_to_date(
             folder,
             videos,
@@ -173,24 +187,28 @@ def _bring_up_to_date(
     failures = read_failures(out / "failures.jsonl")
     # Whole again, should a kill have cut its last line short.
     write_failures(out / "failures.jsonl", failures)
-    stands: set[str] = set()
-    if not retry_failed:
-        for listed in (failures, *(read_failures(at / "failures.jsonl") for at in elsewhere)):
-            stands |= {name for name, (_, stamp) in listed.items() if stamps.get(name) == stamp}
+    failed_before: set[str] = set()
+    for listed in (failures, *(read_failures(at / "failures.jsonl") for at in elsewhere)):
+        failed_before |= {name for name, (_, stamp) in listed.items() if stamps.get(name) == stamp}
     made_with = fingerprint(run["settings"])
-    known = {name for at in (out, *elsewhere) for name in _known_rows(at, stamps, made_with=made_with)}
-    names = [name for name in videos.names if name not in known and name not in stands]
-    writer = _ShardWriter(out, {"videolm.model": run["model"]["name"], "videolm.settings": made_with})
+    known = {name for at in (out, *elsewhere) for name in known_rows(at, stamps, made_with=made_with)}
+    left = [name for name in videos.names if name not in known]
+    names = [name for name in left if name not in failed_before]
+    if retry_failed:
+        # the new ones first: those that will most likely fail again must not keep them waiting
+        names += [name for name in left if name in failed_before]
+    writer = ShardWriter(out, {"videolm.model": run["model"]["name"], "videolm.settings": made_with})
     with Progress(len(names), show=show_progress_bar) as progress:
         _encode_all(
             _results(videos.root, names, encode=encode, progress=progress),
             stamps,
             writer=writer,
             progress=progress,
+            failed_before=failed_before,
             max_failures=max_failures,
         )
     known |= writer.done
-    _drop_stale_rows(out, stamps)
+    drop_stale_rows(out, stamps)
     failures = {
         name: (failure, stamp)
         for name, (failure, stamp) in read_failures(out / "failures.jsonl").items()
@@ -224,55 +242,13 @@ def _check_something_read(extraction: Extraction, videos: Source, *, is_part: bo
     )
 
 
-def _known_rows(out: Path, stamps: Mapping[str, Stamp], *, made_with: str) -> set[str]:
-    """Ids of the finished rows whose files have not changed since."""
-    known: set[str] = set()
-    for path in shard_paths(out):
-        table = read_shard(path, ["id", "size", "mtime_ns"])
-        if (table.schema.metadata or {}).get(b"videolm.settings", b"").decode() != made_with:
-            raise ValueError(f"{path} was made with other settings than {out / 'run.json'} says; delete it")
-        known.update(row[0] for row in _row_stamps(table) if stamps.get(row[0]) == row[1])
-    return known
-
-
-def _row_stamps(table: pa.Table) -> Iterator[tuple[str, Stamp]]:
-    sizes, times = table["size"].to_pylist(), table["mtime_ns"].to_pylist()
-    return zip(table["id"].to_pylist(), zip(sizes, times, strict=True), strict=True)
-
-
-@dataclass
-class _ShardWriter:
-    """Gathers rows and writes a shard when there are enough of them or the last one is a while ago."""
-
-    out: Path
-    metadata: Mapping[str, str]
-    done: set[str] = field(default_factory=set)
-    """Ids of the rows in finished shards."""
-    _rows: list[Row] = field(default_factory=list)
-    _path: Path | None = None
-    _started: float = field(default_factory=time.monotonic)
-
-    def add(self, row: Row) -> None:
-        self._rows.append(row)
-        is_late = time.monotonic() - self._started > _SECONDS_PER_SHARD
-        if is_late or len(self._rows) >= _ROWS_PER_SHARD:
-            self.write()
-
-    def write(self) -> None:
-        """Finish the shard that is under way; when Ctrl-C comes in between, again under the same name."""
-        if self._rows:
-            self._path = self._path or next_shard_path(self.out)
-            write_shard(self._path, self._rows, metadata=self.metadata)
-            self.done.update(row.id for row in self._rows)
-        self._rows, self._path, self._started = [], None, time.monotonic()
-
-
 def _encode_all(
     results: Generator[tuple[str, EncodedVideo | Failure], None, None],
     stamps: Mapping[str, Stamp],
     *,
-    writer: _ShardWriter,
+    writer: ShardWriter,
     progress: Progress,
+    failed_before: Collection[str],
     max_failures: int | None,
 ) -> None:
     """Rows go to shards, a failure to its file as soon as it is known."""
@@ -285,7 +261,8 @@ def _encode_all(
                 if isinstance(result, Failure):
                     failure = replace(result, path=name)
                     append_failure(writer.out / "failures.jsonl", failure, stamps[name])
-                    num_in_a_row += 1
+                    # that those fail again says nothing of disk and options
+                    num_in_a_row += name not in failed_before
                     _check_failures(failure, progress.num_failed, num_in_a_row, max_failures=max_failures)
                 else:
                     num_in_a_row = 0
@@ -319,10 +296,7 @@ def _results(
         except UnicodeEncodeError:
             yield name, Failure(name, "open", "the file's name is not valid UTF-8; rename the file")
     with closing(encode([root / name for name in readable], progress)) as results:
-        for name, result in zip(readable, results, strict=True):
-            if isinstance(result, EncodedVideo) and not np.isfinite(result.vector).all():
-                result = Failure(name, "encode", "the model gave a vector with NaN or infinity")
-            yield name, result
+        yield from zip(readable, results, strict=True)
 
 
 def _row(name: str, video: EncodedVideo, stamp: Stamp) -> Row:
@@ -337,25 +311,6 @@ def _row(name: str, video: EncodedVideo, stamp: Stamp) -> Row:
         mtime_ns=stamp[1],
         vector=video.vector,
     )
-
-
-def _drop_stale_rows(out: Path, stamps: Mapping[str, Stamp]) -> None:
-    """Write the shards that hold rows of changed or deleted files, or doubled ones, again without them.
-
-    A row is doubled where jobs were counted in another way before, and their parts overlap.
-    """
-    seen: set[str] = set()
-    for path in shard_paths(out):
-        table = read_shard(path, ["id", "size", "mtime_ns"])
-        keep = [stamps.get(name) == stamp and name not in seen for name, stamp in _row_stamps(table)]
-        seen.update(name for (name, _), kept in zip(_row_stamps(table), keep, strict=True) if kept)
-        if not all(keep):
-            # an index names its shards with their hashes: without this one it is none
-            (out / "index.json").unlink(missing_ok=True)
-        if not any(keep):
-            path.unlink()
-        elif not all(keep):
-            write_table(path, read_shard(path).filter(pa.array(keep)))
 
 
 def _now() -> str:

@@ -7,13 +7,14 @@ run over all of OUT moves the shards of the parts into `OUT/shards/`, each by on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from videolm.files import sync
 from videolm.search.failures import read_failures, write_failures
-from videolm.search.run import check_same_settings, clear, locked
+from videolm.search.run import REMOVE_AND_REDO, check_same_settings, clear, locked
 from videolm.search.shards import next_shard_path, shard_paths
 
 Shard = tuple[int, int]
@@ -38,29 +39,44 @@ def belongs_to(name: str, shard: Shard) -> bool:
     return int.from_bytes(digest[:8]) % shard[1] == shard[0]
 
 
-def adopt_parts(out: Path, run: Mapping[str, Any]) -> None:
-    """Move what the jobs have finished into `out`, which the caller holds.
+@contextmanager
+def held_parts(out: Path) -> Iterator[list[Path]]:
+    """The parts of all jobs, held against other processes; BusyError where a job is at work."""
+    with ExitStack() as held:
+        parts = _parts(out)
+        for part in parts:
+            held.enter_context(locked(part))
+        yield parts
 
-    A kill leaves each shard in one of the two places. BusyError where a job is at work; a part made with other
-    settings is a ValueError.
+
+def check_parts(parts: Sequence[Path], run: Mapping[str, Any]) -> None:
+    """A ValueError for the first part that was made with other settings."""
+    for part in parts:
+        check_same_settings(part, run, way_out=REMOVE_AND_REDO)
+
+
+def adopt_parts(out: Path, parts: Sequence[Path]) -> None:
+    """Move what the jobs have finished into `out`; the caller holds both, and has checked the parts.
+
+    A kill leaves each shard in one of the two places.
     """
-    for part in _parts(out):
-        with locked(part):
-            check_same_settings(part, run)
-            failures = read_failures(part / "failures.jsonl")
-            if failures:
-                write_failures(out / "failures.jsonl", {**read_failures(out / "failures.jsonl"), **failures})
-            for path in shard_paths(part):
-                path.rename(next_shard_path(out))
-            sync(out / "shards")
-            (part / "failures.jsonl").unlink(missing_ok=True)
+    for part in parts:
+        failures = read_failures(part / "failures.jsonl")
+        if failures:
+            write_failures(out / "failures.jsonl", {**read_failures(out / "failures.jsonl"), **failures})
+        for path in shard_paths(part):
+            path.rename(next_shard_path(out))
+        sync(out / "shards")
+        for name in ("failures.jsonl", "embeddings.npz"):
+            (part / name).unlink(missing_ok=True)
 
 
-def clear_parts(out: Path) -> None:
+def clear_parts(parts: Sequence[Path]) -> None:
     """Remove what the jobs have made."""
-    for part in _parts(out):
-        with locked(part):
-            clear(part)
+    for part in parts:
+        clear(part)
+        # last: without it there is no part
+        (part / "run.json").unlink()
 
 
 def _parts(out: Path) -> list[Path]:

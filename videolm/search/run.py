@@ -18,6 +18,11 @@ _OUR_FILES = ("index.json", "vectors.npy", "embeddings.npz", "failures.jsonl", "
 # There without a run.json after a kill in the first moment, or where only parts have been made.
 _MAY_COME_FIRST = (".lock", "parts")
 
+# What to do where a folder has other settings.
+START_AGAIN = "Choose another folder, or start again from nothing with overwrite=True (--overwrite)"
+ANOTHER_FOLDER = "Choose another folder, or the settings of then"
+REMOVE_AND_REDO = "Give the settings of then; or remove that folder, and its videos are encoded again"
+
 
 class BusyError(RuntimeError):
     """Another process is writing to the folder."""
@@ -36,7 +41,11 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def check_ours(out: Path) -> None:
-    """A ValueError where something else than a run is there."""
+    """A ValueError where something else than a run is there, or the name is not text."""
+    try:
+        str(out).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(out)!r} is not valid UTF-8; choose another name") from None
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; the result needs a folder")
     if out.exists() and not (out / "run.json").exists():
@@ -61,13 +70,25 @@ def begin(out: Path, run: Mapping[str, Any]) -> None:
 
 
 def clear(out: Path) -> None:
-    """Remove the files of an earlier run, and nothing else."""
-    for path in [*shard_paths(out), *(out / name for name in _OUR_FILES)]:
+    """Remove the files of an earlier run, and nothing else.
+
+    Its `run.json` stays until `begin` replaces it: after a kill the folder is still known as ours.
+    """
+    for path in [*shard_paths(out), *(out / name for name in _OUR_FILES if name != "run.json")]:
         path.unlink(missing_ok=True)
 
 
-def check_same_settings(out: Path, run: Mapping[str, Any]) -> None:
-    """A ValueError that names the differences where the folder's `run.json` has other settings than `run`."""
+def written_setting(out: Path, key: str) -> Any:
+    """A setting of the run in `out`, or of one of its parts; None where there is no run or it has no such setting."""
+    for path in [out / "run.json", *sorted(out.glob("parts/*-of-*/run.json"))]:
+        if path.exists():
+            settings = read_json(path).get("settings")
+            return settings.get(key) if isinstance(settings, Mapping) else None
+    return None
+
+
+def check_same_settings(out: Path, run: Mapping[str, Any], *, way_out: str) -> None:
+    """A ValueError where the folder's `run.json` has other settings than `run`: the differences, and the way out."""
     earlier = read_json(out / "run.json")
     try:
         schema, then, then_model = earlier["schema"], _flat(earlier["settings"]), earlier["model"]["name"]
@@ -88,10 +109,7 @@ def check_same_settings(out: Path, run: Mapping[str, Any]) -> None:
             f"{run['model']['name']!r} (weights {str(now.get('weights_sha256'))[:12]}) now",
         )
     if differences:
-        raise ValueError(
-            f"{out} was made otherwise: {'; '.join(differences)}. Choose another folder, or start again "
-            "with overwrite=True (--overwrite)"
-        )
+        raise ValueError(f"{out} was made otherwise: {'; '.join(differences)}. {way_out}")
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Float64
 
 from videolm.files import replace_file
+from videolm.search.sources import Stamp
 
+_ROWS_PER_SHARD = 1024
+_SECONDS_PER_SHARD = 60.0
 _ROWS_PER_GROUP = 1024
 # Vectors neither compressed nor dictionary-coded: with pyarrow's defaults the same file is a quarter
 # larger, takes several times as long to write and is read three times slower.
@@ -114,9 +118,80 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         ) from error
 
 
+@dataclass
+class ShardWriter:
+    """Gathers rows and writes a shard when there are enough of them or the last one is a while ago."""
+
+    out: Path
+    metadata: Mapping[str, str]
+    done: set[str] = field(default_factory=set)
+    """Ids of the rows in finished shards."""
+    _rows: list[Row] = field(default_factory=list)
+    _path: Path | None = None
+    _started: float = field(default_factory=time.monotonic)
+
+    def add(self, row: Row) -> None:
+        self._rows.append(row)
+        is_late = time.monotonic() - self._started > _SECONDS_PER_SHARD
+        if is_late or len(self._rows) >= _ROWS_PER_SHARD:
+            self.write()
+
+    def write(self) -> None:
+        """Finish the shard that is under way; when Ctrl-C comes in between, again under the same name."""
+        if self._rows:
+            self._path = self._path or next_shard_path(self.out)
+            write_shard(self._path, self._rows, metadata=self.metadata)
+            self.done.update(row.id for row in self._rows)
+        self._rows, self._path, self._started = [], None, time.monotonic()
+
+
+def known_rows(out: Path, stamps: Mapping[str, Stamp], *, made_with: str) -> set[str]:
+    """Ids of the finished rows whose files have not changed since.
+
+    A shard that does not carry the fingerprint `made_with` is a ValueError.
+    """
+    known: set[str] = set()
+    for path in shard_paths(out):
+        table = read_shard(path, ["id", "size", "mtime_ns"])
+        if (table.schema.metadata or {}).get(b"videolm.settings", b"").decode() != made_with:
+            raise ValueError(f"{path} was made with other settings than {out / 'run.json'} says; delete it")
+        known.update(row[0] for row in _row_stamps(table) if stamps.get(row[0]) == row[1])
+    return known
+
+
+def drop_stale_rows(out: Path, stamps: Mapping[str, Stamp]) -> None:
+    """Write the shards that hold rows of changed or deleted files, or doubled ones, again without them.
+
+    A row is doubled where jobs were counted in another way before, and their parts overlap.
+    """
+    seen: set[str] = set()
+    for path in shard_paths(out):
+        table = read_shard(path, ["id", "size", "mtime_ns"])
+        keep = [stamps.get(name) == stamp and name not in seen for name, stamp in _row_stamps(table)]
+        seen.update(name for (name, _), kept in zip(_row_stamps(table), keep, strict=True) if kept)
+        if not all(keep):
+            # an index names its shards with their hashes: without this one it is none
+            (out / "index.json").unlink(missing_ok=True)
+        if not any(keep):
+            path.unlink()
+        elif not all(keep):
+            write_table(path, read_shard(path).filter(pa.array(keep)))
+
+
+def _row_stamps(table: pa.Table) -> Iterator[tuple[str, Stamp]]:
+    sizes, times = table["size"].to_pylist(), table["mtime_ns"].to_pylist()
+    return zip(table["id"].to_pylist(), zip(sizes, times, strict=True), strict=True)
+
+
 def write_npz(out: Path) -> None:
-    """Gather the shards of a folder into its `embeddings.npz`: vectors, ids, start and end, a row a video."""
+    """Gather the shards of a folder into its `embeddings.npz`: vectors, ids, start and end, a row a video.
+
+    For `extract(finish=write_npz)`, which holds the folder against other processes; without shards there is
+    nothing to write.
+    """
     tables = [read_shard(path, ["id", "start", "end", "embedding"]) for path in shard_paths(out)]
+    if not tables:
+        return
     table = pa.concat_tables(tables).sort_by("id")
 
     def write(temporary: Path) -> None:

@@ -148,6 +148,8 @@ class Workers:
         self._num_scheduled = 0
         self._num_broken = 0
         self._num_idle = 0
+        # what broke the last pool
+        self._cause: BrokenProcessPool | None = None
         self._pool = self._new_pool()
 
     def __enter__(self) -> Workers:
@@ -193,7 +195,8 @@ class Workers:
                 return VideoError(job.path, "crash", _cause_of_death(death.exitcode, limits), decoder)
             self._give(job)
             return None
-        except BrokenProcessPool:
+        except BrokenProcessPool as error:
+            self._cause = error
             self._renew()
             return None
         if isinstance(answer, VideoError):
@@ -230,7 +233,8 @@ class Workers:
                 work, args=arguments, timeout=self._request.limits.timeout_seconds
             )
         # it breaks while its first workers are started
-        except BrokenProcessPool:
+        except BrokenProcessPool as error:
+            self._cause = error
             return False
         except RuntimeError:
             # pebble's word for a pool that has broken before
@@ -247,7 +251,7 @@ class Workers:
         while not is_complete:
             self._num_broken += 1
             if self._num_broken > _MAX_BROKEN_POOLS:
-                raise RuntimeError(_NO_WORKERS)
+                raise RuntimeError(_NO_WORKERS) from self._cause
             self._stop()
             left = [job for job in self._jobs if not _has_outcome(job)]
             self._pool = self._new_pool()

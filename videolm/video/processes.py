@@ -13,7 +13,7 @@ import time
 from functools import cache
 from multiprocessing import context, popen_forkserver, reduction, spawn, util
 from multiprocessing.forkserver import ForkServer, read_signed
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, current_process
 from typing import Any
 
 # What a worker needs, loaded once by the server: a worker starts in 20 ms, and not in a second.
@@ -22,8 +22,12 @@ _LOCK_POLL_SECONDS = 0.001
 
 
 @cache
-def _server() -> ForkServer:
-    """One for the life of the program; it ends with the program, however that ends."""
+def _server(process: int) -> ForkServer:
+    """One for the life of the program; it ends with the program, however that ends.
+
+    `process` is this one: a child that was forked from it cannot use its server.
+    """
+    del process
     server = ForkServer()
     server.set_forkserver_preload(_PRELOAD)
     return server
@@ -45,7 +49,7 @@ class _Popen(popen_forkserver.Popen):
             reduction.dump(process_obj, message)
         finally:
             context.set_spawning_popen(None)
-        self.sentinel, writer = _server().connect_to_new_process(self._fds)
+        self.sentinel, writer = _server(os.getpid()).connect_to_new_process(self._fds)
         # while it is open the worker knows that this process lives
         parent = os.dup(writer)
         self.finalizer = util.Finalize(self, _close, (parent, self.sentinel))
@@ -112,9 +116,16 @@ class KernelLock:
 
 
 class WorkerContext(context.ForkServerContext):
-    """What pebble takes for a multiprocessing context."""
+    """What pebble takes for a multiprocessing context; RuntimeError where no process can be started from here."""
 
     Process = _Process
+
+    def __init__(self) -> None:
+        if current_process().daemon:
+            raise RuntimeError(
+                f"{current_process().name} is a daemonic process, as the workers of a torch DataLoader are, and may "
+                "start no others: say workers=0 (--workers 0) to decode in it"
+            )
 
     def RLock(self) -> KernelLock:  # type: ignore[override]  # noqa: N802 - multiprocessing's name
         return KernelLock()

@@ -13,6 +13,8 @@ from typing import Literal
 Stage = Literal["open", "decode", "timeout", "crash"]
 Decoder = Literal["auto", "pyav", "decord", "torchcodec"]
 
+_MAX_TIMEOUT_SECONDS = 7 * 24 * 3600
+
 
 class VideoError(Exception):
     """A file that cannot be read as asked: which one, at which stage, why, and by which decoder."""
@@ -64,6 +66,10 @@ class Limits:
         for name, value in vars(self).items():
             if not value > 0:
                 raise ValueError(f"{name} ({value}) must be above 0")
+        if self.timeout_seconds > _MAX_TIMEOUT_SECONDS:
+            raise ValueError(
+                f"timeout_seconds ({self.timeout_seconds}) must be at most {_MAX_TIMEOUT_SECONDS:,}, a week"
+            )
 
 
 DEFAULT_LIMITS = Limits()
