@@ -40,7 +40,10 @@ _RUNNING = "retry_failed overwrite max_failures show_progress_bar"
         (videolm.VideoLM.encode_texts, "texts * batch_size convert_to_tensor"),
         (videolm.VideoLM.similarity, "texts videos"),
         (videolm.VideoLM.index, f"folder out * num_frames sampler batch_size {_READING} {_RUNNING}"),
-        (videolm.VideoLM.extract, f"source out * num_frames sampler batch_size {_READING} shard {_RUNNING} finish"),
+        (
+            videolm.VideoLM.extract,
+            f"source out * num_frames sampler batch_size {_READING} shard {_RUNNING} finish",
+        ),
         (videolm.VideoLM.save, "folder * dtype"),
         (videolm.Index.search, "text * vector k"),
         (videolm.Hit, "id path score start end"),

@@ -178,7 +178,9 @@ def _decoder_notes(protocol: Protocol) -> list[str]:
     if protocol.decoder != "auto":
         return []
     versions = available_decoders()
-    usable = [f"{name} {versions[name]}" for name in AUTO_ORDER if not versions[name].startswith("cannot be used")]
+    usable = [
+        f"{name} {versions[name]}" for name in AUTO_ORDER if not versions[name].startswith("cannot be used")
+    ]
     return [
         f"files are read by the first of {', '.join(usable)} whose frames come back at the times that the file "
         "says; which one read which file is not recorded"
