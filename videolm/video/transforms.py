@@ -74,13 +74,6 @@ def resize(
     return resized.permute(0, 2, 3, 1).contiguous()
 
 
-def resize_short_side(
-    frames: UInt8[Tensor, "frames height width 3"], size: int
-) -> UInt8[Tensor, "frames new_height new_width 3"]:
-    """Frames whose short side is `size` pixels; see Resize."""
-    return Resize(size)(frames)
-
-
 def center_crop(
     frames: UInt8[Tensor, "frames height width 3"], size: int
 ) -> UInt8[Tensor, "frames {size} {size} 3"]:

@@ -17,7 +17,7 @@ from videolm.video.readers.collect import ProbedReader, collect
 from videolm.video.readers.guard import ContradictionError, open_guarded
 from videolm.video.readers.probe import Orientation, probe
 from videolm.video.readers.pyav import CarefulPictures, to_rgb
-from videolm.video.transforms import Resize, resize_short_side
+from videolm.video.transforms import Resize
 from videolm.video.writer import write_video
 
 FAST = {"preset": "ultrafast", "g": "12"}
@@ -37,7 +37,7 @@ def test_resizing_while_decoding_equals_resizing_afterwards(make, name, decoder)
     with open_video(make(name), decoder=decoder) as reader:
         times = reader.pts_seconds[::9]
         small = reader.frames_at(times, size=32).frames
-        assert torch.equal(small, resize_short_side(reader.frames_at(times).frames, 32))
+        assert torch.equal(small, Resize(32)(reader.frames_at(times).frames))
         assert small.shape[1:3] == (32, 48)
 
 
