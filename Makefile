@@ -5,12 +5,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Shape annotations are executed in tests; one thread a worker, since the workers share the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --jaxtyping-packages=videolm,videolm_kernels,beartype.beartype
+# The compiler that kernels are checked with ahead of time, apart from the one that torch brings: its version is
+# part of what is checked. Triton exists for Linux.
+TRITON := .triton-3.6.0
+HAS_TRITON := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu hostile bench lint format types imports check clean
+.PHONY: help setup demo test test-aot test-slow test-gpu hostile bench bench-kernels bench-towers lint format types imports check clean
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## virtual environment .venv, dependencies, editable install
 
@@ -24,8 +28,15 @@ $(READY): setup.py pyproject.toml constraints.txt
 demo: $(READY) ## render a small world, index it, ask it, show what was found
 	$(BIN)/videolm demo
 
-test: $(READY) ## the tests, without the slow and the GPU ones
+test: $(READY) $(if $(HAS_TRITON),test-aot) ## the tests, without the slow and the GPU ones
 	$(PYTEST) -n 2
+
+test-aot: $(READY) $(TRITON)/.ready ## every kernel compiled for sm_80 and sm_90: tensor cores, wide loads, no spills
+	TRITON_INTERPRET=0 PYTHONPATH=$(TRITON) $(PYTEST) -n 2 tests/aot
+
+$(TRITON)/.ready:
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(TRITON) triton==3.6.0
+	@touch $@
 
 test-slow: $(READY) ## the slow tests
 	$(PYTEST) -n 2 -m 'slow and not gpu'
@@ -39,6 +50,12 @@ hostile: $(READY) ## 2,700 hostile files through every decoder: a table, and an 
 bench: $(READY) ## file to embedding beside the usual way: make bench SOURCES=FOLDER_OF_NATURAL_VIDEOS
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python tools/bench/pipeline.py compare $(SOURCES) --csv tools/bench/results/pipeline.csv
+
+bench-kernels: $(READY) ## every op beside its alternatives, on the GPU where there is one
+	$(BIN)/python tools/bench/kernels.py run
+
+bench-towers: $(READY) ## whole towers, with and without token merging
+	$(BIN)/python tools/bench/towers.py
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -57,4 +74,4 @@ imports: $(READY) ## the floors: which room may import which
 check: lint types imports test ## everything that has to be green
 
 clean: ## remove the virtual environment, caches and what the demo made
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TRITON) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

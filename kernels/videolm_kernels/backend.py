@@ -1,14 +1,16 @@
 """The one place that answers "triton, eager or reference?" and says why."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
 
+from videolm_kernels.launching import IS_INTERPRETING
+
 Backend = Literal["auto", "triton", "eager", "reference"]
 
-# Operations that have a Triton kernel in this version.
-TRITON_OPS: frozenset[str] = frozenset()
+_HAS_TRITON = find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -19,28 +21,34 @@ class Choice:
     reason: str
 
 
-def choose_backend(op: str, *, backend: Backend, device: torch.device) -> Choice:
+def choose_backend(
+    op: str, *, backend: Backend, device: torch.device, cannot: str = "", slower: str = ""
+) -> Choice:
     """Implementation of `op` that runs for tensors on `device`.
 
-    "auto" takes Triton where `op` has a kernel and the device can run it, and eager everywhere else. "triton"
-    never falls back: where it cannot run, RuntimeError says why.
+    `cannot` is what stands in the way of the kernel for this very call, `slower` why it runs but should not;
+    each empty where there is nothing to say. "auto" takes Triton on a CUDA device where neither speaks against
+    it, and eager everywhere else. "triton" never falls back: where it cannot run, RuntimeError says why. In a
+    process started with TRITON_INTERPRET=1 "triton" runs on the CPU too, in Triton's interpreter.
     """
     if backend == "eager" or backend == "reference":
         return Choice(backend, "asked for")
     if backend not in ("auto", "triton"):
         raise ValueError(f"backend ({backend!r}) must be one of 'auto', 'triton', 'eager', 'reference'")
-    obstacle = _why_not_triton(op, device)
+    obstacle = cannot or _why_not_triton(device)
     if backend == "auto":
-        return Choice("eager", obstacle) if obstacle else Choice("triton", f"{op} has a kernel for cuda")
+        if not obstacle and not slower and device.type == "cuda":
+            return Choice("triton", f"{op} has a kernel for cuda")
+        return Choice("eager", obstacle or slower or "an interpreted kernel is only for tests")
     if obstacle:
-        raise RuntimeError(f"backend='triton' cannot run: {obstacle}; use backend='auto' or 'eager'")
+        raise RuntimeError(f"backend='triton' cannot run {op}: {obstacle}; use backend='auto' or 'eager'")
     return Choice("triton", "asked for")
 
 
-def _why_not_triton(op: str, device: torch.device) -> str:
-    """The first thing that stands in the way of Triton, empty where nothing does."""
-    if op not in TRITON_OPS:
-        return f"{op} has no Triton kernel in this version"
-    if device.type != "cuda":
+def _why_not_triton(device: torch.device) -> str:
+    """The first thing that stands in the way of any kernel, empty where nothing does."""
+    if not _HAS_TRITON:
+        return "triton is not installed"
+    if device.type != "cuda" and not IS_INTERPRETING:
         return f"the tensors are on {device.type}, and Triton kernels need cuda"
     return ""

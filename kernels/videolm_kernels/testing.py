@@ -15,6 +15,21 @@ ODD_SHAPES: tuple[tuple[int, int, int, int, int], ...] = (
     (1, 33, 2, 2, 8),
 )
 
+# The same for kernels, which know four head widths: full and partial tiles, T at, below and above a tile's rows.
+KERNEL_SHAPES: tuple[tuple[int, int, int, int, int], ...] = (
+    (2, 1, 67, 1, 16),
+    (3, 2, 1, 2, 16),
+    (1, 7, 13, 2, 32),
+    (2, 8, 17, 1, 16),
+    (2, 12, 7, 2, 64),
+    (1, 13, 5, 1, 128),
+    (2, 16, 5, 1, 32),
+    (1, 20, 7, 2, 16),
+    (1, 32, 3, 1, 128),
+    (1, 33, 3, 1, 64),
+    (1, 64, 1, 2, 16),
+)
+
 
 def tolerance(dtype: torch.dtype) -> float:
     """Largest relative_error of an operation that computes in `dtype`, for inputs of unit variance.
@@ -24,6 +39,15 @@ def tolerance(dtype: torch.dtype) -> float:
     """
     eps = torch.finfo(dtype).eps
     return eps if dtype in (torch.float16, torch.bfloat16) else 4 * eps
+
+
+def fused_tolerance(dtype: torch.dtype, eager_error: float) -> float:
+    """Largest relative_error of a kernel where plain torch in the same dtype has `eager_error`.
+
+    Twice that, and one rounding of the result, which torch may be spared by luck and the kernel not. (Triton's
+    interpreter cuts float32 off to bfloat16 where a GPU rounds, about twice the error of one rounding.)
+    """
+    return 2 * eager_error + torch.finfo(dtype).eps / 2
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:

@@ -279,7 +279,8 @@ def test_doctor_says_versions_decoders_and_kernels() -> None:
     found = json.loads(run("doctor", "--format", "json").stdout)
     assert found["videolm"] == videolm.__version__
     assert found["decoders"].keys() == {"pyav", "decord", "torchcodec"}
-    assert found["kernels"].keys() == {"temporal_attention"}
+    ops = {"temporal_attention", "token_merging", "frame_attention", "token_interaction"}
+    assert found["kernels"].keys() == ops
     assert any(line.startswith("decoders: pyav\t") for line in run("doctor").stdout.splitlines())
 
 

@@ -13,6 +13,7 @@ from videolm.cli.output import print_json, print_mapping, print_table, reporting
 
 # ViT-B/32 with its text tower; a small model computes in float32 everywhere.
 _CLIP_PARAMETERS = 150_000_000
+_OPS = ("temporal_attention", "token_merging", "frame_attention", "token_interaction")
 
 Decoders = Annotated[
     bool, typer.Option("--decoders", help="Try every decoder on files of every kind; takes some seconds.")
@@ -30,13 +31,13 @@ def doctor(decoders: Decoders = False, format: OutputFormat = Format.table, verb
         from videolm_kernels.backend import choose_backend
 
         device = pick_device("auto")
-        choice = choose_backend("temporal_attention", backend="auto", device=device)
+        choices = {op: choose_backend(op, backend="auto", device=device) for op in _OPS}
         print_mapping(
             {
                 "videolm": videolm.__version__,
                 **describe_environment(device),
                 "dtype": f"{auto_dtype(device, num_parameters=_CLIP_PARAMETERS)} (a model of CLIP's size)",
-                "kernels": {"temporal_attention": f"{choice.backend} ({choice.reason})"},
+                "kernels": {op: f"{choice.backend} ({choice.reason})" for op, choice in choices.items()},
             },
             format,
         )
