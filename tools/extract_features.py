@@ -27,6 +27,7 @@ from videolm.cli.options import (
     NumFrames,
     Overwrite,
     Quiet,
+    ReduceOption,
     RetryFailed,
     SamplerOption,
     Timeout,
@@ -53,6 +54,7 @@ def main(
     workers: Workers = 2,
     decoder: DecoderName = Decoder.auto,
     dtype: DtypeOption = DtypeName.auto,
+    reduce: ReduceOption = None,
     timeout: Timeout = 60.0,
     frame_cache: FrameCache = None,
     shard: ShardOption = None,
@@ -76,7 +78,11 @@ def main(
             split = split or "test"
             chosen, missing = list_videos(source, split, data, videos or data / "videos")
         opened = load_model(
-            model, allow_untrained=allow_untrained, dtype=dtype.value, out=None if overwrite else out
+            model,
+            allow_untrained=allow_untrained,
+            dtype=dtype.value,
+            reduce=reduce,
+            out=None if overwrite else out,
         )
         extraction = opened.extract(
             chosen,

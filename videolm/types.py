@@ -78,13 +78,14 @@ class VideoTokens:
     """What every head eats."""
 
     tokens: Float[Tensor, "batch tokens width"]
-    """Last hidden states of the tower, frame by frame (each frame's class token first)."""
+    """Last hidden states of the tower, frame by frame (each frame's class token first; all of them where a plan
+    joined frames)."""
     mask: Bool[Tensor, "batch tokens"]
     """True = real, False = padding of a shorter clip."""
     sizes: Float[Tensor, "batch tokens"]
     """How many original tokens each one stands for."""
     pts_seconds: Float[Tensor, "batch tokens"]
-    """Presentation time of the frame that a token belongs to."""
+    """Presentation time of the frame that a token belongs to; for a merged one the mean of its original tokens'."""
     embedding: Float[Tensor, "batch dim"]
     """Mean of the unit-length frame embeddings in the joint space, of unit length itself."""
 

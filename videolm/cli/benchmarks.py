@@ -34,6 +34,10 @@ def evaluate(
     dtype: Annotated[
         DtypeName, typer.Option(help="What the model computes in; float32 for numbers that compare.")
     ] = DtypeName.auto,
+    reduce: Annotated[
+        str | None,
+        typer.Option(metavar="PLAN", help="Fewer tokens in the vision tower, as in tome:r=16; none: all."),
+    ] = None,
     dsl: Annotated[bool, typer.Option("--dsl", help="Also dual softmax (transductive).")] = False,
     qb_norm: Annotated[bool, typer.Option("--qb-norm", help="Also QB-Norm (transductive).")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and more.")] = None,
@@ -59,6 +63,7 @@ def evaluate(
                 num_frames=num_frames,
                 sampler=None if sampler is None else sampler.value,
                 dtype=dtype.value,
+                reduce=reduce,
                 dsl=dsl,
                 qb_norm=qb_norm,
             ),
@@ -116,7 +121,7 @@ def run_evaluation(
         # a folder that cannot be made is better known now than after the videos
         out.mkdir(parents=True, exist_ok=True)
     report = videolm.evaluation.evaluate(
-        load_model(model, allow_untrained=True, dtype=protocol.dtype),
+        load_model(model, allow_untrained=True, dtype=protocol.dtype, reduce=protocol.reduce),
         data,
         protocol=protocol,
         videos=videos,

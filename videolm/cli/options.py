@@ -72,6 +72,14 @@ DtypeOption = Annotated[
     DtypeName,
     typer.Option("--dtype", help="What the model computes in; auto: as OUT was made, else the faster one."),
 ]
+ReduceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reduce",
+        metavar="PLAN",
+        help="Fewer tokens in the vision tower, as in tome:r=16; none: all. Without it as OUT was made, or the model.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Videos that go through the model at once.")]
 Workers = Annotated[
     int,

@@ -25,9 +25,14 @@ _MOST_FAILURES_SHOWN = 5
 
 
 def load_model(
-    name: str, *, allow_untrained: bool, dtype: Dtype = "auto", out: Path | None = None
+    name: str,
+    *,
+    allow_untrained: bool,
+    dtype: Dtype = "auto",
+    reduce: str | None = None,
+    out: Path | None = None,
 ) -> videolm.VideoLM:
-    """The model; with the dtype "auto" it computes as in the run that is in `out` already."""
+    """The model; with the dtype "auto", or without `reduce`, it computes as in the run that is in `out` already."""
     import torch
 
     from videolm.search.run import written_setting
@@ -36,10 +41,15 @@ def load_model(
     if dtype == "auto" and out is not None:
         # another machine, or the same with another torch, may find another one faster
         wanted = str(written_setting(out, "dtype")).removeprefix("torch.")
+    if reduce is None and out is not None and isinstance(shape := written_setting(out, "shape"), dict):
+        reduce = shape.get("reduce")
     found = getattr(torch, wanted, None)
     with warnings_said():
         return videolm.load(
-            name, allow_untrained=allow_untrained, dtype=found if isinstance(found, torch.dtype) else "auto"
+            name,
+            reduce=reduce,
+            allow_untrained=allow_untrained,
+            dtype=found if isinstance(found, torch.dtype) else "auto",
         )
 
 

@@ -25,6 +25,7 @@ from videolm.cli.options import (
     OutputFormat,
     Overwrite,
     Quiet,
+    ReduceOption,
     RetryFailed,
     SamplerOption,
     ShardFormat,
@@ -61,6 +62,7 @@ def encode(
     workers: Workers = 2,
     decoder: DecoderName = Decoder.auto,
     dtype: DtypeOption = DtypeName.auto,
+    reduce: ReduceOption = None,
     timeout: Timeout = 60.0,
     frame_cache: FrameCache = None,
     shard: ShardOption = None,
@@ -80,7 +82,11 @@ def encode(
         from videolm.search.shards import write_npz
 
         opened = load_model(
-            model, allow_untrained=allow_untrained, dtype=dtype.value, out=None if overwrite else out
+            model,
+            allow_untrained=allow_untrained,
+            dtype=dtype.value,
+            reduce=reduce,
+            out=None if overwrite else out,
         )
         extraction = opened.extract(
             source,
@@ -121,6 +127,7 @@ def index(
     workers: Workers = 2,
     decoder: DecoderName = Decoder.auto,
     dtype: DtypeOption = DtypeName.auto,
+    reduce: ReduceOption = None,
     timeout: Timeout = 60.0,
     frame_cache: FrameCache = None,
     max_failures: MaxFailures = None,
@@ -134,7 +141,11 @@ def index(
     """Make videos searchable; run again, only new and changed files are encoded."""
     with reporting(verbose):
         opened = load_model(
-            model, allow_untrained=allow_untrained, dtype=dtype.value, out=None if overwrite else out
+            model,
+            allow_untrained=allow_untrained,
+            dtype=dtype.value,
+            reduce=reduce,
+            out=None if overwrite else out,
         )
         made = opened.index(
             source,
@@ -165,7 +176,7 @@ def search(
     """Find the videos that a sentence describes."""
     with reporting(verbose):
         with warnings_said():
-            opened = videolm.open_index(index, videolm.load(model) if model else None)
+            opened = videolm.open_index(index, model or None)
             found = opened.search(query, k=k)
         hits = [asdict(hit) | {"path": str(hit.path)} for hit in found]
         if format is Format.json:

@@ -24,6 +24,8 @@ class Protocol:
     sampler: Kind | None = None
     """Which moments of a video are looked at; None: as the model was trained."""
     dtype: Dtype = "auto"
+    reduce: str | None = None
+    """How the vision tower comes to fewer tokens, as in "tome:r=16"; "none": it does not; None: as the model does."""
     decoder: Decoder = "auto"
     ties: Ties = "mean"
     v2t: VideoToText = "group_max"

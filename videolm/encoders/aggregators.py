@@ -1,31 +1,47 @@
 """Modules for the aggregator slot: they let a clip's frame embeddings see each other before they are averaged.
 
 Source: arXiv 2104.08860 (CLIP4Clip), `seqTransf` and `seqLSTM`. Without a module the average is its `meanP`.
+X-CLIP's multiframe integration transformer (arXiv 2208.02816) is one with `averages`.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from videolm.encoders.blocks import Block, Grid, init_blocks
+from videolm.encoders.blocks import Activation, Block, Grid, init_blocks
 
 # CLIP4Clip's sequence transformer divides by sqrt(variance + 1e-12), its towers by sqrt(variance + 1e-5).
 _LAYER_NORM_EPS = 1e-12
 
 
 class SequenceTransformer(nn.Module):
-    """frames + transformer(frames + position); a frame sees all that exist. Clips of `max_frames` at most."""
+    """frames + transformer(frames + position); a frame sees all that exist. Clips of `max_frames` at most.
 
-    def __init__(self, *, width: int, depth: int, num_heads: int, max_frames: int) -> None:
+    With `averages` each frame becomes the mean of those that exist. The average that follows, of frames made unit
+    length, then has its direction: X-CLIP's, in which a frame of a longer embedding counts for more.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        num_heads: int,
+        max_frames: int,
+        activation: Activation = "quick_gelu",
+        layer_norm_eps: float = _LAYER_NORM_EPS,
+        averages: bool = False,
+    ) -> None:
         super().__init__()
+        self.averages = averages
         self.position = nn.Parameter(torch.empty(max_frames, width))
         blocks = [
             Block(
                 width=width,
                 num_heads=num_heads,
                 mlp_width=4 * width,
-                activation="quick_gelu",
-                layer_norm_eps=_LAYER_NORM_EPS,
+                activation=activation,
+                layer_norm_eps=layer_norm_eps,
             )
             for _ in range(depth)
         ]
@@ -47,7 +63,11 @@ class SequenceTransformer(nn.Module):
         grid = Grid(tokens.unsqueeze(1), sizes=exists.unsqueeze(1).float())
         for block in self.blocks:
             grid = block(grid)
-        return frames + grid.tokens.squeeze(1)
+        frames = frames + grid.tokens.squeeze(1)
+        if self.averages:
+            share = exists.unsqueeze(-1) / exists.sum(dim=1)[:, None, None]
+            frames = (frames * share.to(frames.dtype)).sum(dim=1, keepdim=True).expand_as(frames)
+        return frames
 
 
 class SequenceLSTM(nn.Module):

@@ -9,18 +9,40 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from videolm_kernels import frame_attention
+from videolm_kernels.backend import Backend
+from videolm_kernels.frame_attention.eager import attend
+
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "silu"]
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """What travels from block to block: the tokens of every frame, the class token first where there is one."""
+    """What travels from block to block: the tokens of every frame, class tokens first where there are any."""
 
     tokens: Float[Tensor, "batch frames tokens width"]
     sizes: Float[Tensor, "batch frames tokens"] | None = None
-    """How many original tokens each one stands for, 0 for one that no other sees; None: one each."""
+    """float32; how many original tokens each one stands for, 0 for one that no other sees; None: one each."""
     lengths: Int[Tensor, " batch"] | None = None
     """Frames of each clip that exist; None: all of them."""
+    num_class_tokens: int = 1
+    """Class tokens of each frame; more than one where frames were joined, in the order of the frames."""
+    seen: Float[Tensor, "batch frames tokens width"] | None = None
+    """What the attention of the next block reads instead of `tokens`, to which its result is added all the same."""
+    assignment: Int[Tensor, "batch originals"] | None = None
+    """int32; where each token that entered the first block is now, as a row of frames * tokens, -1 where it was
+    dropped; None: where it was."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """What a block's attention gives to its `mid` hook."""
+
+    update: Float[Tensor, "batch frames tokens width"]
+    """To be added to the tokens, by the hook."""
+    qkv: Float[Tensor, "batch frames tokens 3 heads head_dim"]
+    mean_key: Float[Tensor, "batch frames tokens head_dim"] | None
+    """Mean of the keys over the heads, without gradient, where the hook `needs_mean_key`."""
 
 
 class Attention(nn.Module):
@@ -30,6 +52,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.is_causal = is_causal
+        self.backend: Backend = "auto"
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
@@ -37,43 +60,26 @@ class Attention(nn.Module):
         self,
         tokens: Float[Tensor, "batch frames tokens width"],
         sizes: Float[Tensor, "batch frames tokens"] | None,
-    ) -> tuple[
-        Float[Tensor, "batch frames tokens width"], Float[Tensor, "batch frames tokens heads head_dim"]
-    ]:
-        """Attended tokens, and the keys that a reducer compares tokens by."""
+        *,
+        with_mean_key: bool = False,
+    ) -> Attended:
         batch, frames, num_tokens, width = tokens.shape
         qkv = self.qkv(tokens).view(batch * frames, num_tokens, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        # Proportional attention: a key that stands for s tokens counts s times (arXiv 2210.09461, section 3).
-        bias = None if sizes is None else sizes.log().to(query.dtype).reshape(-1, 1, 1, num_tokens)
-        attended = attend(query, key, value, bias=bias, is_causal=self.is_causal)
-        attended = attended.transpose(1, 2).reshape(batch, frames, num_tokens, width)
-        return self.out(attended), qkv[:, :, 1].unflatten(0, (batch, frames))
-
-
-def attend(
-    query: Float[Tensor, "sequences heads queries head_dim"],
-    key: Float[Tensor, "sequences heads tokens head_dim"],
-    value: Float[Tensor, "sequences heads tokens head_dim"],
-    *,
-    bias: Float[Tensor, "sequences 1 1 tokens"] | None,
-    is_causal: bool,
-) -> Float[Tensor, "sequences heads queries head_dim"]:
-    """Scaled dot-product attention; `bias` is added to the scores, `is_causal` hides later tokens."""
-    # In bfloat16 on a CPU plain products win. SDPA's time over theirs on one core with AMX (torch 2.13),
-    # forward and forward + backward: 1.2 and 6 for 256 sequences of 17 tokens, 1.7 and 3 for 12 of 197, 1.1
-    # and 4 for 96 causal ones of 32. In float32 SDPA is faster forward and about even with the backward pass.
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=is_causal)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if bias is not None:
-        scores = scores + bias
-    if is_causal:
-        num_tokens = query.shape[2]
-        is_later = torch.ones(num_tokens, num_tokens, dtype=torch.bool).triu(1)
-        scores = scores.masked_fill(is_later, -torch.inf)
-    attended: Tensor = scores.softmax(dim=-1) @ value
-    return attended
+        mean_key = None
+        if self.is_causal:
+            query, key, value = qkv.permute(2, 0, 3, 1, 4)
+            attended = attend(query, key, value, bias=None, is_causal=True).transpose(1, 2)
+        else:
+            # Proportional attention: a key that stands for s tokens counts s times (arXiv 2210.09461, section 3).
+            log2_sizes = None if sizes is None else sizes.flatten(0, 1).log2()
+            attended, mean_key = frame_attention(
+                qkv, log2_sizes, with_mean_key=with_mean_key, backend=self.backend
+            )
+        return Attended(
+            update=self.out(attended.reshape(batch, frames, num_tokens, width)),
+            qkv=qkv.view(batch, frames, *qkv.shape[1:]),
+            mean_key=None if mean_key is None else mean_key.view(batch, frames, *mean_key.shape[1:]),
+        )
 
 
 class MLP(nn.Module):
@@ -112,15 +118,19 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One transformer layer: pre → attention(bias = log size) → mid → MLP → tap.
 
-    The hooks are modules that take a Grid and return one; `mid` also takes the attention's keys
-    (B, T, N, H, Dh). None is the identity, and with three of them the block is CLIP's. What they are for:
+    The hooks are modules that take a Grid and return one; `mid` also takes what the attention gave (Attended)
+    and adds it. None is the identity, and with three of them the block is CLIP's. What they are for:
 
-    - divided space-time attention is a `pre` that adds attention over the frames (temporal.py);
-    - proxy or message tokens: `pre` appends them to every frame, `mid` takes them off again;
-    - local temporal convolution, token shift: a `pre` or `tap` that mixes tokens of neighbouring frames;
+    - divided space-time attention is a `pre` that adds attention over the frames (all built-in ones: temporal/);
+    - token shift is a `pre` that sets `seen`: the attention reads shifted tokens, the residual stays;
+    - message tokens: `pre` appends them to every frame, `mid` takes them off again;
+    - proxy tokens, that see all frames (CLIP-ViP): the tower's `embed` gives every frame a copy, `mid` replaces
+      what the copies get by what they gather from the whole clip, from `qkv` and the block's `attention.out`;
+    - soft attentive merging, local temporal convolution: a `mid` or `tap` that mixes tokens of neighbouring frames;
     - token merging: `mid` joins tokens whose keys are alike and adds up their `sizes`, which the next block's
-      attention then counts;
-    - a side branch: `tap` keeps the tokens of its layer for a second tower and returns the Grid unchanged.
+      attention then counts; a `pre` may join frames first (reducers.py);
+    - a side branch (STAN): `tap` takes the tokens of its layer to a second tower, whose own travel in a subclass
+      of Grid.
     """
 
     def __init__(
@@ -148,12 +158,21 @@ class Block(nn.Module):
     def forward(self, grid: Grid) -> Grid:
         if self.pre is not None:
             grid = self.pre(grid)
-        attended, keys = self.attention(self.ln_1(grid.tokens), grid.sizes)
-        grid = replace(grid, tokens=grid.tokens + attended)
-        if self.mid is not None:
-            grid = self.mid(grid, keys)
+        attended = self.attention(
+            self.ln_1(grid.tokens if grid.seen is None else grid.seen),
+            grid.sizes,
+            with_mean_key=getattr(self.mid, "needs_mean_key", False),
+        )
+        if grid.seen is not None:
+            grid = replace(grid, seen=None)
+        grid = (add_attended if self.mid is None else self.mid)(grid, attended)
         grid = replace(grid, tokens=grid.tokens + self.mlp(self.ln_2(grid.tokens)))
         return grid if self.tap is None else self.tap(grid)
+
+
+def add_attended(grid: Grid, attended: Attended) -> Grid:
+    """What a block does where no `mid` hook does it: the residual connection around attention."""
+    return replace(grid, tokens=grid.tokens + attended.update)
 
 
 def init_blocks(blocks: Sequence[Block], *, width: int) -> None:

@@ -5,6 +5,7 @@ weights.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from videolm.encoders.blocks import MLP, Activation, Block, Grid, attend, init_blocks, init_layers
+from videolm.encoders.blocks import MLP, Activation, Block, Grid, init_blocks, init_layers
+from videolm_kernels.frame_attention.eager import attend
 
 
 class AttentionPool(nn.Module):
@@ -45,11 +47,16 @@ class AttentionPool(nn.Module):
         key_value = F.linear(tokens, weight[width:], bias[width:])
         key_value = key_value.view(batch * frames, num_tokens, 2, self.num_heads, head_dim)
         key, value = key_value.permute(2, 0, 3, 1, 4)
+        log_sizes = None
+        if sizes is not None:
+            # The lowest finite value, not -inf: a frame in which nothing is seen would give NaN.
+            log_sizes = sizes.log().to(query.dtype).clamp(min=torch.finfo(query.dtype).min)
+            log_sizes = log_sizes.reshape(-1, 1, 1, num_tokens)
         attended = attend(
             query.view(1, self.num_heads, 1, head_dim).expand(batch * frames, -1, -1, -1),
             key,
             value,
-            bias=None if sizes is None else sizes.log().to(query.dtype).reshape(-1, 1, 1, num_tokens),
+            bias=log_sizes,
             is_causal=False,
         )
         pooled = self.out(attended.reshape(batch, frames, width))
@@ -62,7 +69,8 @@ class ImageTower(nn.Module):
 
     With `pooling="class_token"` it is CLIP's; with "attention" it is SigLIP's, where the patches have a bias,
     no class token and no first norm, and the pooled vector is the embedding (`joint_dim` is `width`).
-    `pre`, `mid` and `tap` map a block's index to the hook that it gets; without one, no frame sees another.
+    `pre`, `mid` and `tap` map a block's index to the hook that it gets; `embed` is one, from Grid to Grid, before
+    the first norm and block. Without any, no frame sees another.
     """
 
     def __init__(
@@ -78,6 +86,7 @@ class ImageTower(nn.Module):
         activation: Activation,
         layer_norm_eps: float = 1e-5,
         pooling: Literal["class_token", "attention"] = "class_token",
+        embed: nn.Module | None = None,
         pre: Mapping[int, nn.Module] | None = None,
         mid: Mapping[int, nn.Module] | None = None,
         tap: Mapping[int, nn.Module] | None = None,
@@ -89,6 +98,7 @@ class ImageTower(nn.Module):
         self.patch = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=not has_class_token)
         self.class_token = nn.Parameter(torch.empty(width)) if has_class_token else None
         self.position = nn.Parameter(torch.empty(num_tokens, width))
+        self.embed = embed
         self.ln_pre = nn.LayerNorm(width, eps=layer_norm_eps) if has_class_token else None
         blocks = [
             Block(
@@ -141,19 +151,23 @@ class ImageTower(nn.Module):
         if self.class_token is not None:
             class_token = self.class_token.to(patches.dtype).expand(*frames.shape[:2], 1, -1)
             patches = torch.cat([class_token, patches], dim=2)
-        tokens = patches + self.position
-        grid = Grid(tokens if self.ln_pre is None else self.ln_pre(tokens), lengths=lengths)
+        num_class_tokens = 0 if self.class_token is None else 1
+        grid = Grid(patches + self.position, lengths=lengths, num_class_tokens=num_class_tokens)
+        if self.embed is not None:
+            grid = self.embed(grid)
+        if self.ln_pre is not None:
+            grid = replace(grid, tokens=self.ln_pre(grid.tokens))
         for block in self.blocks:
             grid = block(grid)
         return grid
 
-    def pool(self, grid: Grid) -> Float[Tensor, "batch frames dim"]:
-        """Each frame in the joint space, not yet of unit length."""
+    def pool(self, grid: Grid) -> Float[Tensor, "batch vectors dim"]:
+        """Each class token in the joint space, or else each frame, in order; not yet of unit length."""
         pooled: Tensor
         if isinstance(self.projection, AttentionPool):
             pooled = self.projection(self.ln_post(grid.tokens), grid.sizes)
         else:
-            pooled = self.projection(self.ln_post(grid.tokens[:, :, 0]))
+            pooled = self.projection(self.ln_post(grid.tokens[:, :, : grid.num_class_tokens].flatten(1, 2)))
         return pooled
 
 

@@ -1,14 +1,24 @@
 """Model sizes: a preset is a function with numbers in it."""
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from torch import nn
 
 from videolm.encoders.aggregators import SequenceLSTM, SequenceTransformer
 from videolm.encoders.clip import ImageTower, TextTower
-from videolm.encoders.temporal import DividedTemporal
+from videolm.encoders.reducers import hooks_of
+from videolm.encoders.reduction_plans import ReductionPlan, parse_plan
+from videolm.encoders.temporal import (
+    DividedTemporal,
+    DropMessage,
+    JointEmbed,
+    MessageToken,
+    SoftAttentive,
+    TokenShift,
+)
 from videolm.encoders.video_clip import VideoCLIP
+from videolm.video.transforms import CLIP_STD
 
 
 @dataclass(frozen=True)
@@ -33,22 +43,25 @@ class CLIPShape:
     joint_dim: int
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
     layer_norm_eps: float = 1e-5
-    temporal: Literal["none", "divided"] = "none"
+    temporal: Literal["none", "divided", "soft_attentive", "message", "shift", "joint"] = "none"
+    """What lets frames see each other in the vision tower: see `videolm.encoders.temporal`."""
     max_frames: int = 8
-    """Rows of the time position; clips of another length interpolate it."""
+    """Rows of the time position of divided and joint; clips of another length interpolate it."""
     temporal_zero_init: bool = True
-    """True for a start from CLIP, False for training from scratch."""
+    """True for a start from CLIP, False for training from scratch; message and shift do not know the difference."""
     temporal_layers: list[int] | None = None
-    """Vision blocks that get the temporal module, from 0; None: every one."""
+    """Vision blocks that get the temporal module, from 0; None: every one. Joint is in none of them."""
     family: Literal["clip", "siglip"] = "clip"
     """siglip: no class token but an attention pool; text without causal mask, padded, read at its last place."""
-    aggregator: Literal["mean", "transformer", "lstm"] = "mean"
-    """What sees the frame embeddings before they are averaged."""
+    aggregator: Literal["mean", "transformer", "lstm", "multiframe"] = "mean"
+    """What sees the frame embeddings before they are averaged; multiframe is X-CLIP's transformer."""
     aggregator_depth: int = 4
-    """Layers of the transformer, as the next two."""
+    """Layers of the transformer, or of multiframe, as the next two."""
     aggregator_heads: int = 8
     aggregator_frames: int = 77
     """Rows of its frame position; longer clips are refused."""
+    reduce: str = ""
+    """How the vision tower comes to fewer tokens, as in "tome:r=16": see `reduction_plans`; nothing: it does not."""
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if f.type is int and f.name != "eos_token_id"):
@@ -75,7 +88,7 @@ class CLIPShape:
                 f"joint_dim ({self.joint_dim}) must be vision_width ({self.vision_width}) in a siglip, whose image "
                 "tower has no projection"
             )
-        if self.aggregator == "transformer" and self.joint_dim % self.aggregator_heads:
+        if self.aggregator in ("transformer", "multiframe") and self.joint_dim % self.aggregator_heads:
             raise ValueError(
                 f"joint_dim ({self.joint_dim}) must be a multiple of aggregator_heads ({self.aggregator_heads})"
             )
@@ -87,21 +100,54 @@ class CLIPShape:
                     f"temporal_layers ({self.temporal_layers}) must be in [0, {self.vision_depth}), "
                     f"the vision tower's blocks"
                 )
+        self._check_temporal()
+        if self.reduce:
+            self._check_reduce(parse_plan(self.reduce, depth=self.vision_depth))
+
+    def _check_temporal(self) -> None:
+        if self.temporal == "joint" and self.temporal_layers is not None:
+            raise ValueError(
+                f"temporal_layers ({self.temporal_layers}) must be left out with temporal 'joint', which joins the "
+                "frames before the first block"
+            )
+        if self.temporal == "message" and self.family == "siglip":
+            raise ValueError("temporal 'message' makes its messages of class tokens, which a siglip has not")
+        if self.temporal == "soft_attentive" and self.vision_width % 8:
+            raise ValueError(
+                f"vision_width ({self.vision_width}) must be a multiple of the 8 heads of temporal 'soft_attentive'"
+            )
+
+    def _check_reduce(self, plan: ReductionPlan) -> None:
+        """A temporal module takes tokens of the same index for the same place; merging ends that."""
+        before = [layer for layer, step in enumerate(plan.steps) if step.acts_before]
+        if self.temporal in ("message", "joint"):
+            if any(step.join > 1 for step in plan.steps) or (self.temporal == "message" and before):
+                raise ValueError(
+                    f"reduce ({self.reduce!r}) joins frames or merges before attention, which cannot be with "
+                    f"temporal {self.temporal!r}; take a plan like 'tome:r=8'"
+                )
+            return
+        first = min(
+            [*before, *(layer for layer, step in enumerate(plan.steps) if step.acts_after)], default=None
+        )
+        last = (
+            self.vision_depth - 1 if self.temporal_layers is None else max(self.temporal_layers, default=-1)
+        )
+        if self.temporal == "none" or first is None or last < first:
+            return
+        # A `pre` of the same block sees the tokens before they are merged behind its attention.
+        if self.temporal != "soft_attentive" and last == first and first not in before:
+            return
+        raise ValueError(
+            f"reduce ({self.reduce!r}) has fewer tokens from layer {first} on, but temporal {self.temporal!r} in "
+            f"layer {last} needs those of all frames to lie alike; reduce in later layers only, as in "
+            "'tome:r=0/0/0/8', or give temporal_layers"
+        )
 
 
 def build_video_clip(shape: CLIPShape) -> VideoCLIP:
     """A VideoCLIP of this shape with random weights, drawn from torch's default generator."""
-    layers = range(shape.vision_depth) if shape.temporal_layers is None else shape.temporal_layers
-    pre = {
-        layer: DividedTemporal(
-            width=shape.vision_width,
-            num_heads=shape.vision_heads,
-            max_frames=shape.max_frames,
-            zero_init=shape.temporal_zero_init,
-            layer_norm_eps=shape.layer_norm_eps,
-        )
-        for layer in (layers if shape.temporal == "divided" else ())
-    }
+    plan = parse_plan(shape.reduce, depth=shape.vision_depth)
     vision = ImageTower(
         image_size=shape.image_size,
         patch_size=shape.patch_size,
@@ -113,7 +159,7 @@ def build_video_clip(shape: CLIPShape) -> VideoCLIP:
         activation=shape.activation,
         layer_norm_eps=shape.layer_norm_eps,
         pooling="attention" if shape.family == "siglip" else "class_token",
-        pre=pre,
+        **_vision_hooks(shape, plan),
     )
     text = TextTower(
         vocab_size=shape.vocab_size,
@@ -128,18 +174,76 @@ def build_video_clip(shape: CLIPShape) -> VideoCLIP:
         layer_norm_eps=shape.layer_norm_eps,
         pooling="last" if shape.family == "siglip" else "end_token",
     )
+    is_siglip = shape.family == "siglip"
     return VideoCLIP(
-        vision=vision, text=text, aggregator=_aggregator(shape), has_logit_bias=shape.family == "siglip"
+        vision=vision,
+        text=text,
+        aggregator=_aggregator(shape),
+        has_logit_bias=is_siglip,
+        drop_threshold=plan.drop_repeats,
+        pixel_std=(0.5, 0.5, 0.5) if is_siglip else CLIP_STD,
     )
 
 
+def _vision_hooks(shape: CLIPShape, plan: ReductionPlan) -> dict[str, Any]:
+    """What ImageTower takes as `embed`, `pre` and `mid` for both slots; in no block both have a hook of one kind."""
+    hooks = {"pre": {}, "mid": {}} | _temporal_hooks(shape)
+    pre, mid = hooks_of(plan, has_unseen=shape.temporal == "joint")
+    if shape.temporal == "message":
+        mid = {layer: DropMessage(then=mid.get(layer)) for layer in hooks["mid"]} | {
+            layer: hook for layer, hook in mid.items() if layer not in hooks["mid"]
+        }
+    return hooks | {"pre": hooks["pre"] | pre, "mid": hooks["mid"] | mid}
+
+
+def _temporal_hooks(shape: CLIPShape) -> dict[str, Any]:
+    """What ImageTower takes as `embed`, `pre` and `mid` for the temporal slot."""
+    width, num_heads, eps = shape.vision_width, shape.vision_heads, shape.layer_norm_eps
+    zero_init, max_frames = shape.temporal_zero_init, shape.max_frames
+    layers = range(shape.vision_depth) if shape.temporal_layers is None else shape.temporal_layers
+    match shape.temporal:
+        case "divided":
+            return {
+                "pre": {
+                    layer: DividedTemporal(
+                        width=width,
+                        num_heads=num_heads,
+                        max_frames=max_frames,
+                        zero_init=zero_init,
+                        layer_norm_eps=eps,
+                    )
+                    for layer in layers
+                }
+            }
+        case "soft_attentive":
+            return {"mid": {layer: SoftAttentive(width=width, zero_init=zero_init) for layer in layers}}
+        case "message":
+            pre = {
+                layer: MessageToken(width=width, num_heads=num_heads, layer_norm_eps=eps) for layer in layers
+            }
+            return {"pre": pre, "mid": {layer: DropMessage() for layer in layers}}
+        case "shift":
+            return {"pre": {layer: TokenShift() for layer in layers}}
+        case "joint":
+            return {"embed": JointEmbed(width=width, max_frames=max_frames, zero_init=zero_init)}
+        case "none":
+            return {}
+
+
 def _aggregator(shape: CLIPShape) -> nn.Module | None:
+    width, depth = shape.joint_dim, shape.aggregator_depth
+    num_heads, max_frames = shape.aggregator_heads, shape.aggregator_frames
     if shape.aggregator == "transformer":
+        return SequenceTransformer(width=width, depth=depth, num_heads=num_heads, max_frames=max_frames)
+    if shape.aggregator == "multiframe":
         return SequenceTransformer(
-            width=shape.joint_dim,
-            depth=shape.aggregator_depth,
-            num_heads=shape.aggregator_heads,
-            max_frames=shape.aggregator_frames,
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            max_frames=max_frames,
+            activation=shape.activation,
+            layer_norm_eps=shape.layer_norm_eps,
+            averages=True,
         )
     return SequenceLSTM(width=shape.joint_dim) if shape.aggregator == "lstm" else None
 

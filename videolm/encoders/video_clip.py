@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from videolm.encoders.blocks import Grid
 from videolm.encoders.clip import ImageTower, TextTower
+from videolm.encoders.near_duplicates import changed_patches, without_repeats
 from videolm.types import TextTokens, VideoTokens
 
 
@@ -17,6 +19,9 @@ class VideoCLIP(nn.Module):
     Source of the average: `meanP` of CLIP4Clip, arXiv 2104.08860; an `aggregator` changes the frame embeddings
     before it. With one frame and neither that nor a temporal module the embedding is CLIP's. `logit_scale` is
     the logarithm of what multiplies the cosine in the training loss; SigLIP's sigmoid loss also adds `logit_bias`.
+
+    With a `drop_threshold`, patches that did not change since the frame before are left out of the tokens (see
+    `reduction_plans.drop_repeats`); `pixel_std` is what the pixels, once in [0, 1], were divided by.
     """
 
     def __init__(
@@ -26,11 +31,15 @@ class VideoCLIP(nn.Module):
         text: TextTower,
         aggregator: nn.Module | None = None,
         has_logit_bias: bool = False,
+        drop_threshold: float | None = None,
+        pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__()
         self.vision = vision
         self.text = text
         self.aggregator = aggregator
+        self.drop_threshold = drop_threshold
+        self.pixel_std = pixel_std
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         # SigLIP's starting value: nearly all pairs of a batch are no pair.
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if has_logit_bias else None
@@ -39,7 +48,11 @@ class VideoCLIP(nn.Module):
     def sees_frames_alone(self) -> bool:
         """Whether a frame's embedding depends on no other frame, so that a repeated one is computed once."""
         hooks = [hook for block in self.vision.blocks for hook in (block.pre, block.mid, block.tap)]
-        return self.aggregator is None and all(hook is None for hook in hooks)
+        return (
+            self.aggregator is None
+            and self.drop_threshold is None
+            and all(getattr(hook, "sees_frames_alone", False) for hook in (*hooks, self.vision.embed) if hook)
+        )
 
     def encode_video(
         self,
@@ -63,32 +76,43 @@ class VideoCLIP(nn.Module):
             raise ValueError(
                 "repeats were given, but this model lets frames see each other: give every frame"
             )
-        grid = self.vision(frames, lengths=lengths)
-        exists = torch.ones(batch, num_frames, dtype=torch.bool, device=frames.device)
-        if lengths is not None:
-            exists = torch.arange(num_frames, device=frames.device) < lengths[:, None]
         if pts_seconds is None:
             pts_seconds = torch.full((batch, num_frames), torch.nan, device=frames.device)
+        grid = self.vision(frames, lengths=lengths)
+        sizes = torch.ones(grid.tokens.shape[:3], device=frames.device) if grid.sizes is None else grid.sizes
+        exists = sizes > 0
+        if grid.lengths is not None:
+            frame = torch.arange(sizes.shape[1], device=frames.device)
+            exists = exists & (frame < grid.lengths[:, None]).unsqueeze(-1)
 
-        num_tokens = grid.tokens.shape[2]
-        sizes = grid.sizes
-        if sizes is None:
-            sizes = torch.ones(batch, num_frames, num_tokens, device=frames.device)
-        frame_embeddings = self.vision.pool(grid)
+        pooled = self.vision.pool(grid)
+        pooled_exists = exists[:, :, : grid.num_class_tokens].flatten(1)
+        if not grid.num_class_tokens:
+            pooled_exists = exists.any(dim=2)
         if self.aggregator is not None:
-            frame_embeddings = self.aggregator(frame_embeddings, exists)
-        frame_embeddings = _unit_length(frame_embeddings).masked_fill(~exists.unsqueeze(-1), 0)
+            pooled = self.aggregator(pooled, pooled_exists)
+        pooled = _unit_length(pooled).masked_fill(~pooled_exists.unsqueeze(-1), 0)
         if repeats is not None:
             sizes = sizes * repeats.unsqueeze(-1)
-            frame_embeddings = frame_embeddings * repeats.unsqueeze(-1)
-        return VideoTokens(
+            pooled = pooled * repeats.unsqueeze(-1)
+        video = VideoTokens(
             tokens=grid.tokens.flatten(1, 2),
-            mask=exists.repeat_interleave(num_tokens, dim=1),
-            sizes=sizes.flatten(1, 2),
-            pts_seconds=pts_seconds.repeat_interleave(num_tokens, dim=1),
+            mask=exists.flatten(1),
+            sizes=sizes.flatten(1),
+            pts_seconds=_token_seconds(grid, pts_seconds, lengths),
             # The sum has the direction of the mean.
-            embedding=_unit_length(frame_embeddings.sum(dim=1)),
+            embedding=_unit_length(pooled.sum(dim=1)),
         )
+        if self.drop_threshold is None:
+            return video
+        changed = changed_patches(
+            frames,
+            patch_size=self.vision.patch.kernel_size[0],
+            threshold=self.drop_threshold,
+            pixel_std=self.pixel_std,
+            keep_one=self.vision.class_token is None,
+        )
+        return without_repeats(video, grid.assignment, changed)
 
     def encode_text(
         self, input_ids: Int[Tensor, "batch words"], mask: Bool[Tensor, "batch words"]
@@ -126,3 +150,22 @@ class VideoCLIP(nn.Module):
 def _unit_length(vectors: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
     """Vectors of length 1, at least in float32: in bfloat16 a cosine would keep three digits."""
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+
+
+def _token_seconds(
+    grid: Grid, pts_seconds: Float[Tensor, "batch frames"], lengths: Int[Tensor, " batch"] | None
+) -> Float[Tensor, "batch tokens"]:
+    """Mean time of the original tokens that each one stands for; 0 for one that stands for none."""
+    batch, frames, num_tokens, _ = grid.tokens.shape
+    if grid.assignment is None:
+        return pts_seconds.repeat_interleave(num_tokens, dim=1)
+    num_originals = grid.assignment.shape[1] // pts_seconds.shape[1]
+    counts = grid.assignment >= 0
+    if lengths is not None:
+        frame = torch.arange(pts_seconds.shape[1], device=pts_seconds.device)
+        counts &= (frame < lengths[:, None]).repeat_interleave(num_originals, dim=1)
+    seconds = pts_seconds.repeat_interleave(num_originals, dim=1).masked_fill(~counts, 0)
+    rows = grid.assignment.clamp(min=0).long()
+    total = seconds.new_zeros(batch, frames * num_tokens).scatter_add(1, rows, seconds)
+    num_counted = torch.zeros_like(total).scatter_add(1, rows, counts.to(total.dtype))
+    return total / num_counted.clamp(min=1)

@@ -48,12 +48,12 @@ def evaluate(
     `limit` takes the first of the split's list, for a trial: with fewer to rank against, its numbers are too good.
     Missing files are a FileNotFoundError, or with `allow_missing` left out with their queries and reported, as
     is always what cannot be read; NothingReadError where nothing is left. ValueError where the model computes in
-    another dtype than the protocol says.
+    another dtype, or with another plan to reduce tokens, than the protocol says.
     """
     protocol = protocol or Protocol()
     if limit is not None and limit < 1:
         raise ValueError(f"limit ({limit}) must be at least 1")
-    _check_dtype(model, protocol)
+    _check_model(model, protocol)
     folder = Path(folder)
     benchmark = find_benchmark(protocol.benchmark)
     check_split(protocol.split, benchmark.splits)
@@ -94,7 +94,8 @@ def evaluate(
     return Report(
         model=model.info,
         benchmark=f"{_title(benchmark, folder)}, {protocol.split} ({folder})",
-        protocol=asdict(protocol) | {"limit": limit, "dtype": str(model.dtype)},
+        protocol=asdict(protocol)
+        | {"limit": limit, "dtype": str(model.dtype), "reduce": model.shape.reduce or "none"},
         results=results,
         num_listed=len(listed),
         num_ranked=len(ids),
@@ -141,7 +142,13 @@ def _score_blocks(
     return blocks
 
 
-def _check_dtype(model: VideoLM, protocol: Protocol) -> None:
+def _check_model(model: VideoLM, protocol: Protocol) -> None:
+    reduce = "" if protocol.reduce == "none" else protocol.reduce
+    if reduce not in (None, model.shape.reduce):
+        raise ValueError(
+            f"reduce ({protocol.reduce!r}) of the protocol is not that of {model.info.name}, which has "
+            f"{model.shape.reduce or 'none'!r}: load it with reduce={protocol.reduce!r}"
+        )
     if protocol.dtype not in ("auto", str(model.dtype).removeprefix("torch.")):
         raise ValueError(
             f"dtype ({protocol.dtype!r}) of the protocol is not that of {model.info.name}, which computes in "

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,15 +53,18 @@ def load(
     device: str | torch.device = "auto",
     dtype: torch.dtype | Literal["auto"] = "auto",
     revision: str | None = None,
+    reduce: str | None = None,
     allow_untrained: bool = False,
 ) -> VideoLM:
     """A model by name: "mini", which ships with the package; a path; or the id of a model on the hub.
 
     Path and hub (Hugging Face; `hf-hub:` before the id is open_clip's way to say it) hold what `VideoLM.save`
-    wrote, or weights of CLIP, MetaCLIP, SigLIP or CLIP4Clip in the layout of transformers, OpenAI, open_clip or
-    CLIP4Clip: a file, or the folder it lies in. What it is its content says.
+    wrote, or weights of CLIP, MetaCLIP, SigLIP, X-CLIP or CLIP4Clip in the layout of transformers, OpenAI,
+    open_clip or CLIP4Clip: a file, or the folder it lies in. What it is its content says.
     `device="auto"` is cuda where there is one; `dtype="auto"` is bfloat16 for a model of some size where the
     device is faster with it, else float32 (see `pipeline.precision`).
+    `reduce`, as in "tome:r=16", has the vision tower go on with fewer tokens, without training (see
+    `encoders.reduction_plans` for the plans); "none" is without, and None as the model was saved.
     `revision` is a commit, tag or branch of the hub, also written "owner/name@revision". With HF_HUB_OFFLINE=1 only
     what was downloaded before is used.
     A model without trained weights warns, and refuses to index unless `allow_untrained`. Warned of are, too, tensors
@@ -69,7 +72,7 @@ def load(
     """
     path, source = _find(name, revision)
     read = _read_own_folder if (path / "videolm.json").exists() else _read_foreign
-    model = read(path, source, device=device, dtype=dtype, allow_untrained=allow_untrained)
+    model = read(path, source, reduce=reduce, device=device, dtype=dtype, allow_untrained=allow_untrained)
     if not model.trained:
         warnings.warn(
             f"{model.info.name} has untrained weights: what comes out of it means nothing", stacklevel=2
@@ -88,6 +91,7 @@ def of_weights(
     name: str,
     licence: str = "unknown",
     source: str | None = None,
+    reduce: str | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype | Literal["auto"] = "auto",
     allow_untrained: bool = False,
@@ -98,14 +102,15 @@ def of_weights(
     ones and zeros, which no training leaves.
     """
     folder = weights.file.parent
-    model = _with_weights(weights.shape, weights.state, weights.file)
+    shape = _reduced(weights.shape, reduce)
+    model = _with_weights(shape, weights.state, weights.file)
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
     return VideoLM(
         model,
-        shape=weights.shape,
-        tokenizer=_read_tokenizer(folder, weights.shape),
-        preprocess=read_preprocess(folder, weights.shape),
-        sampler=_CLIP4CLIP_SAMPLER if weights.layout == "CLIP4Clip" else _SAMPLER,
+        shape=shape,
+        tokenizer=_read_tokenizer(folder, shape),
+        preprocess=read_preprocess(folder, shape),
+        sampler=_sampler(weights),
         name=name,
         trained=not all(bool((norm.weight == 1).all() and (norm.bias == 0).all()) for norm in norms),
         licence=licence,
@@ -116,19 +121,34 @@ def of_weights(
     )
 
 
-def open_index(folder: str | os.PathLike[str], model: VideoLM | None = None) -> Index:
-    """Open an index with the model that made it, which is loaded if it is not given.
+def _sampler(weights: Weights) -> Sampler:
+    if weights.layout == "CLIP4Clip":
+        return _CLIP4CLIP_SAMPLER
+    if weights.shape.aggregator == "multiframe":
+        # X-CLIP has a position for each frame that it was trained with, and for no more.
+        return replace(_SAMPLER, num_frames=weights.shape.aggregator_frames)
+    return _SAMPLER
+
+
+def open_index(
+    folder: str | os.PathLike[str], model: VideoLM | str | os.PathLike[str] | None = None
+) -> Index:
+    """Open an index with the model that made it, which is loaded if it is not given, or from where it is now.
 
     A model with other weights, shape, preprocessing or vocabulary than the one that made the index is a
     ValueError that names both and what differs.
     """
     description = read_description(folder)
     made_by = description["model"]
+    settings = _with_new_defaults(description["settings"])
+    reduce = settings["shape"].get("reduce") if isinstance(settings.get("shape"), dict) else None
+    if isinstance(model, str | os.PathLike):
+        model = load(model, reduce=reduce)
     if model is None:
         if made_by["source"] is None:
             raise ValueError(f"{folder} was made by {made_by['name']!r}, which is in no file; give model=")
         try:
-            model = load(made_by["source"])
+            model = load(made_by["source"], reduce=reduce)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{folder} was made by a model that is not there any more: {error}; say where it is now with "
@@ -140,7 +160,6 @@ def open_index(folder: str | os.PathLike[str], model: VideoLM | None = None) -> 
             f"{model.info.name!r} (weights {model.info.weights_sha256[:12]}); their vectors are of two kinds"
         )
     identity = json.loads(json.dumps(model.identity()))
-    settings = _with_new_defaults(description["settings"])
     if differing := [key for key, value in identity.items() if settings.get(key) != value]:
         raise ValueError(
             f"{folder} was made by {made_by['name']!r}; {model.info.name!r} has the same weights but another "
@@ -210,6 +229,7 @@ def _read_foreign(
     path: Path,
     source: str,
     *,
+    reduce: str | None,
     device: str | torch.device,
     dtype: torch.dtype | Literal["auto"],
     allow_untrained: bool,
@@ -228,6 +248,7 @@ def _read_foreign(
         weights,
         name=source.partition("@")[0] if is_hub_id else path.resolve().name,
         source=source,
+        reduce=reduce,
         device=device,
         dtype=dtype,
         allow_untrained=allow_untrained,
@@ -238,6 +259,7 @@ def _read_own_folder(
     folder: Path,
     source: str,
     *,
+    reduce: str | None,
     device: str | torch.device,
     dtype: torch.dtype | Literal["auto"],
     allow_untrained: bool,
@@ -261,6 +283,7 @@ def _read_own_folder(
         preprocess, sampler = Preprocess(**info.preprocessing), Sampler(**info.sampler)
     except TypeError as error:
         raise ValueError(f"{path} is not of this version: {error}") from error
+    shape = _reduced(shape, reduce)
     return VideoLM(
         _with_weights(shape, state, folder),
         shape=shape,
@@ -277,6 +300,12 @@ def _read_own_folder(
         dtype=dtype,
         allow_untrained=allow_untrained,
     )
+
+
+def _reduced(shape: CLIPShape, reduce: str | None) -> CLIPShape:
+    if reduce is None:
+        return shape
+    return replace(shape, reduce="" if reduce == "none" else reduce)
 
 
 def _card_info(card: dict[str, Any], path: Path) -> ModelInfo:

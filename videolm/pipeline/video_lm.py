@@ -103,6 +103,8 @@ class VideoLM:
             for module in model.modules():
                 if isinstance(module, MLP):
                     module.fold_quick_gelu()
+        red, green, blue = preprocess.std
+        model.pixel_std = (red, green, blue)
         self.model = model.eval().to(self.device, self.dtype)
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
-from videolm.encoders.blocks import Block, Grid
+from videolm.encoders.blocks import Attended, Block, Grid
 from videolm.encoders.clip import ImageTower
 from videolm.encoders.presets import CLIPShape, build_video_clip, clip_vit_b32
 from videolm.encoders.video_clip import VideoCLIP
@@ -132,9 +132,10 @@ class Recorder(nn.Module):
         self.change = change
         self.seen: list[Any] = []
 
-    def forward(self, grid: Grid, *keys: Tensor) -> Grid:
-        self.seen.append((grid, *keys))
-        return replace(grid, tokens=self.change(grid.tokens))
+    def forward(self, grid: Grid, attended: Attended | None = None) -> Grid:
+        self.seen.append((grid, attended))
+        tokens = grid.tokens if attended is None else grid.tokens + attended.update
+        return replace(grid, tokens=self.change(tokens))
 
 
 def small_block(**hooks: nn.Module) -> Block:
@@ -147,12 +148,14 @@ def test_hooks_are_called_where_the_block_says() -> None:
     block = small_block(**hooks)
     tokens = torch.randn(2, 3, 5, 12)
     out = block(Grid(tokens)).tokens
-    (pre,), (mid, keys), (tap,) = (hooks[name].seen[0] for name in ("pre", "mid", "tap"))
-    attended, expected_keys = block.attention(block.ln_1(tokens), None)
+    (pre, _), (mid, attended), (tap, _) = (hooks[name].seen[0] for name in ("pre", "mid", "tap"))
+    expected = block.attention(block.ln_1(tokens), None)
     assert torch.equal(pre.tokens, tokens)
-    assert torch.equal(mid.tokens, tokens + attended)
-    assert keys.shape == (2, 3, 5, 3, 4)
-    assert torch.equal(keys, expected_keys)
+    assert torch.equal(mid.tokens, tokens)
+    assert attended.qkv.shape == (2, 3, 5, 3, 3, 4)
+    assert torch.equal(attended.qkv, expected.qkv)
+    assert torch.equal(attended.update, expected.update)
+    assert attended.mean_key is None
     assert torch.equal(tap.tokens, out)
     assert torch.equal(out, small_block()(Grid(tokens)).tokens)
 

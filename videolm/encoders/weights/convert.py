@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +16,14 @@ from videolm.encoders.weights.tables import Layout, Operation
 def from_state(theirs: Mapping[str, Tensor], *, layout: Layout, shape: CLIPShape) -> dict[str, Tensor]:
     """Their weights in our names, as float32."""
     # A config comes from outside: it must not make us build more layers than there are weights for.
-    if shape.vision_depth + shape.text_depth > len(theirs):
-        depth = f"{shape.vision_depth} + {shape.text_depth} layers"
+    depths = [shape.vision_depth, shape.text_depth]
+    if shape.aggregator in ("transformer", "multiframe"):
+        depths.append(shape.aggregator_depth)
+    if sum(depths) > len(theirs):
+        depth = f"{' + '.join(map(str, depths))} layers"
         raise ValueError(f"the config asks for {depth}, but there are only {len(theirs)} tensors")
     with torch.device("meta"):
-        ours = build_video_clip(replace(shape, temporal="none")).state_dict()
+        ours = build_video_clip(shape).state_dict()
     sources = {name: source_of(name, layout) for name in ours}
     wanted = {key for keys, _ in sources.values() for key in keys}
     missing = sorted(wanted - theirs.keys())
@@ -64,7 +66,7 @@ def load_clip_state(model: VideoCLIP, state: Mapping[str, Tensor]) -> None:
 
 def is_added(name: str) -> bool:
     """Whether our parameter belongs to what is added to CLIP."""
-    return re.match(r"vision\.blocks\.\d+\.pre\.|aggregator\.", name) is not None
+    return re.match(r"vision\.(embed|blocks\.\d+\.(pre|mid|tap))\.|aggregator\.", name) is not None
 
 
 def weights_sha256(weights: nn.Module | Mapping[str, Tensor]) -> str:

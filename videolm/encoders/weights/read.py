@@ -20,6 +20,7 @@ from videolm.encoders.weights.tables import (
     CLIP4CLIP_LSTM,
     TRANSFORMERS_CLIP,
     TRANSFORMERS_SIGLIP,
+    TRANSFORMERS_XCLIP,
     Layout,
     recognise,
 )
@@ -28,6 +29,8 @@ from videolm.files import read_json
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 # Files of a tokenizer of transformers. OpenAI's own file would be CLIP's whatever the config says.
 _TOKENIZERS = ("tokenizer.json", "vocab.json")
+
+_WITH_CONFIG = (TRANSFORMERS_CLIP, TRANSFORMERS_SIGLIP, TRANSFORMERS_XCLIP)
 
 Parsed = TypeVar("Parsed")
 
@@ -50,20 +53,23 @@ class Weights:
 def read_weights(
     path: str | Path, *, activation: Activation | None = None, allow_objects: bool = False
 ) -> Weights:
-    """Weights of transformers (CLIP, MetaCLIP, SigLIP), OpenAI, open_clip or CLIP4Clip, recognised by content.
+    """Weights of transformers (CLIP, MetaCLIP, SigLIP, X-CLIP), OpenAI, open_clip or CLIP4Clip, known by content.
 
     `path` is the file or its folder. Layouts of transformers need config.json beside the file; open_clip's need
     open_clip_config.json or `activation`, which the weights do not tell. Nothing in a file is run: objects other
     than tensors are an error, or with `allow_objects` left out and named. ValueError names the file and what is
     wrong: keys missing or unknown, a tensor of another shape, a value that is not finite, an `activation` that
     contradicts the layout or config.
+
+    Of X-CLIP (transformers' `XCLIPModel`) video and text vectors are as there, but its scores are not: the prompts
+    generator, which changes a text's vector by the video it is compared with, is left out and named.
     """
     path = Path(path)
     file = find_weights(path) if path.is_dir() else path
     archive = read_tensors(file, allow_objects=allow_objects)
     try:
         layout = recognise(archive.tensors)
-        if layout in (TRANSFORMERS_CLIP, TRANSFORMERS_SIGLIP):
+        if layout in _WITH_CONFIG:
             shape, theirs = _with_config(archive.tensors, file.parent / "config.json")
         else:
             theirs = _fold_layer_scale(archive.tensors)
@@ -74,7 +80,15 @@ def read_weights(
                 f"{shape.activation!r}; leave it out"
             )
         state = from_state(theirs, layout=layout, shape=shape)
-        return Weights(shape, state, layout.name, file, archive.left_out, archive.left_out_tensors)
+        prompts = sorted({key.partition(".")[0] for key in theirs if key.startswith("prompts_")})
+        return Weights(
+            shape,
+            state,
+            layout.name,
+            file,
+            left_out=[*archive.left_out, *prompts],
+            left_out_tensors=[*archive.left_out_tensors, *prompts],
+        )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import CLIPConfig, MetaClip2Config, PreTrainedConfig, SiglipConfig
+from transformers import CLIPConfig, MetaClip2Config, PreTrainedConfig, SiglipConfig, XCLIPConfig
 
 from videolm.encoders.presets import CLIPShape
 from videolm.encoders.weights.convert import source_of
@@ -18,6 +18,7 @@ _CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "clip": CLIPConfig,
     "metaclip_2": MetaClip2Config,
     "siglip": SiglipConfig,
+    "xclip": XCLIPConfig,
 }
 _ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
@@ -31,7 +32,7 @@ _HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 
 
 def shape_of_transformers_config(config: Mapping[str, Any]) -> CLIPShape:
-    """The shape that config.json of a CLIPModel, MetaClip2Model or SiglipModel describes, with their defaults."""
+    """The shape in config.json of a CLIPModel, MetaClip2Model, SiglipModel or XCLIPModel, with their defaults."""
     model_type = config.get("model_type")
     if model_type == "siglip2":
         raise ValueError(
@@ -69,7 +70,26 @@ def shape_of_transformers_config(config: Mapping[str, Any]) -> CLIPShape:
         activation=_ACTIVATIONS[vision.hidden_act],
         layer_norm_eps=vision.layer_norm_eps,
         family="siglip" if is_siglip else "clip",
+        **(_frames_of_xclip(parsed) if model_type == "xclip" else {}),
     )
+
+
+def _frames_of_xclip(parsed: XCLIPConfig) -> dict[str, Any]:
+    """The part of an X-CLIP that looks at several frames."""
+    vision = parsed.vision_config
+    sizes = vision.mit_hidden_size, vision.mit_intermediate_size
+    if sizes != (parsed.projection_dim, 4 * parsed.projection_dim):
+        raise ValueError(
+            f"mit_hidden_size and mit_intermediate_size {sizes} must be one and four times projection_dim "
+            f"({parsed.projection_dim})"
+        )
+    return {
+        "temporal": "message",
+        "aggregator": "multiframe",
+        "aggregator_depth": vision.mit_num_hidden_layers,
+        "aggregator_heads": vision.mit_num_attention_heads,
+        "aggregator_frames": vision.num_frames,
+    }
 
 
 def shape_of_state(
@@ -150,12 +170,13 @@ def _eos_token_id(text: PreTrainedConfig, *, model_type: str) -> int:
     """Where sentences are read.
 
     CLIP's configs written before 2023 say 2, which is not its end token: transformers then reads at the highest
-    id of the sentence. That is the end token, the last of the vocabulary unless tokens were added after it.
+    id of the sentence. That is the end token, the last of the vocabulary unless tokens were added after it. An
+    XCLIPModel reads there whatever its config says.
     """
-    value = text.eos_token_id
+    value = 2 if model_type == "xclip" else text.eos_token_id
     if not isinstance(value, int):
         raise ValueError(f"eos_token_id ({value}) must be one number")
-    return min(49407, text.vocab_size - 1) if model_type == "clip" and value == 2 else value
+    return min(49407, text.vocab_size - 1) if model_type in ("clip", "xclip") and value == 2 else value
 
 
 def _side(value: int | list[int] | tuple[int, int], *, name: str) -> int:

@@ -21,6 +21,7 @@ TRANSPOSED = Operation(lambda parts: parts[0].T, lambda ours: [ours.T])
 STACKED = Operation(lambda parts: torch.cat(list(parts)), lambda ours: list(ours.chunk(3)))
 ONE_ELEMENT = Operation(lambda parts: parts[0].reshape(()), lambda ours: [ours.reshape(1)])
 ONE_TOKEN = Operation(lambda parts: parts[0].reshape(-1), lambda ours: [ours.reshape(1, 1, -1)])
+ONE_BATCH = Operation(lambda parts: parts[0].squeeze(0), lambda ours: [ours.unsqueeze(0)])
 
 Row = tuple[str, tuple[str, ...], Operation]
 """Pattern of our name, their names with the pattern's groups in them, and what is done to the tensors."""
@@ -36,43 +37,71 @@ class Layout:
     """Pattern of the keys that some files carry and that hold nothing of the towers."""
 
 
-_HF_LAYER = r"\1_model.encoder.layers.\2"
+def _hf_blocks(ours: str, theirs: str) -> tuple[Row, ...]:
+    layer = rf"{theirs}.encoder.layers.\1"
+    return (
+        (rf"{ours}\.blocks\.(\d+)\.ln_([12])\.(\w+)", (rf"{layer}.layer_norm\2.\3",), SAME),
+        (
+            rf"{ours}\.blocks\.(\d+)\.attention\.qkv\.(\w+)",
+            tuple(rf"{layer}.self_attn.{part}_proj.\2" for part in "qkv"),
+            STACKED,
+        ),
+        (rf"{ours}\.blocks\.(\d+)\.attention\.out\.(\w+)", (rf"{layer}.self_attn.out_proj.\2",), SAME),
+        (rf"{ours}\.blocks\.(\d+)\.mlp\.up\.(\w+)", (rf"{layer}.mlp.fc1.\2",), SAME),
+        (rf"{ours}\.blocks\.(\d+)\.mlp\.down\.(\w+)", (rf"{layer}.mlp.fc2.\2",), SAME),
+    )
 
-# What CLIPModel, MetaClip2Model and SiglipModel of transformers have in common.
+
+# What CLIPModel, MetaClip2Model, SiglipModel and XCLIPModel of transformers have in common.
 _HF_ROWS: tuple[Row, ...] = (
     (r"vision\.patch\.(\w+)", (r"vision_model.embeddings.patch_embedding.\1",), SAME),
     (r"text\.token\.weight", ("text_model.embeddings.token_embedding.weight",), SAME),
     (r"(vision|text)\.position", (r"\1_model.embeddings.position_embedding.weight",), SAME),
     (r"vision\.ln_post\.(\w+)", (r"vision_model.post_layernorm.\1",), SAME),
     (r"text\.ln_final\.(\w+)", (r"text_model.final_layer_norm.\1",), SAME),
-    (r"(vision|text)\.blocks\.(\d+)\.ln_([12])\.(\w+)", (rf"{_HF_LAYER}.layer_norm\3.\4",), SAME),
-    (
-        r"(vision|text)\.blocks\.(\d+)\.attention\.qkv\.(\w+)",
-        tuple(rf"{_HF_LAYER}.self_attn.{part}_proj.\3" for part in "qkv"),
-        STACKED,
-    ),
-    (
-        r"(vision|text)\.blocks\.(\d+)\.attention\.out\.(\w+)",
-        (rf"{_HF_LAYER}.self_attn.out_proj.\3",),
-        SAME,
-    ),
-    (r"(vision|text)\.blocks\.(\d+)\.mlp\.up\.(\w+)", (rf"{_HF_LAYER}.mlp.fc1.\3",), SAME),
-    (r"(vision|text)\.blocks\.(\d+)\.mlp\.down\.(\w+)", (rf"{_HF_LAYER}.mlp.fc2.\3",), SAME),
+    *_hf_blocks("vision", "vision_model"),
+    *_hf_blocks("text", "text_model"),
 )
 _HF_UNUSED = r"(vision|text)_model\.embeddings\.position_ids"
 
+_HF_CLIP_ROWS: tuple[Row, ...] = (
+    *_HF_ROWS,
+    (r"logit_scale", ("logit_scale",), SAME),
+    (r"vision\.class_token", ("vision_model.embeddings.class_embedding",), SAME),
+    (r"vision\.projection\.weight", ("visual_projection.weight",), SAME),
+    (r"text\.projection\.weight", ("text_projection.weight",), SAME),
+)
+
 TRANSFORMERS_CLIP = Layout(
     "transformers CLIP",
-    (
-        *_HF_ROWS,
-        (r"logit_scale", ("logit_scale",), SAME),
-        (r"vision\.class_token", ("vision_model.embeddings.class_embedding",), SAME),
-        # Spelt like this there.
-        (r"vision\.ln_pre\.(\w+)", (r"vision_model.pre_layrnorm.\1",), SAME),
-        (r"vision\.projection\.weight", ("visual_projection.weight",), SAME),
-        (r"text\.projection\.weight", ("text_projection.weight",), SAME),
-    ),
+    # Spelt like this there.
+    (*_HF_CLIP_ROWS, (r"vision\.ln_pre\.(\w+)", (r"vision_model.pre_layrnorm.\1",), SAME)),
     unused=_HF_UNUSED,
+)
+
+_XCLIP_LAYER = r"vision_model.encoder.layers.\1"
+
+TRANSFORMERS_XCLIP = Layout(
+    "transformers X-CLIP",
+    (
+        *_HF_CLIP_ROWS,
+        (r"vision\.ln_pre\.(\w+)", (r"vision_model.pre_layernorm.\1",), SAME),
+        (r"vision\.blocks\.(\d+)\.pre\.(fc|ln)\.(\w+)", (rf"{_XCLIP_LAYER}.message_\2.\3",), SAME),
+        (
+            r"vision\.blocks\.(\d+)\.pre\.qkv\.(\w+)",
+            tuple(rf"{_XCLIP_LAYER}.message_attn.{part}_proj.\2" for part in "qkv"),
+            STACKED,
+        ),
+        (
+            r"vision\.blocks\.(\d+)\.pre\.out\.(\w+)",
+            (rf"{_XCLIP_LAYER}.message_attn.out_proj.\2",),
+            SAME,
+        ),
+        (r"aggregator\.position", ("mit.position_embedding",), ONE_BATCH),
+        *_hf_blocks("aggregator", "mit"),
+    ),
+    # What makes a text's vector depend on the video that it is compared with: see read.py for the warning.
+    unused=rf"{_HF_UNUSED}|prompts_\w+(\..*)?",
 )
 
 TRANSFORMERS_SIGLIP = Layout(
@@ -144,6 +173,7 @@ CLIP4CLIP_LSTM = replace(CLIP4CLIP, unused=rf"{CLIP4CLIP.unused}|frame_position_
 
 # The first of them whose key is there.
 _SIGNS = (
+    ("mit.position_embedding", TRANSFORMERS_XCLIP),
     ("vision_model.embeddings.class_embedding", TRANSFORMERS_CLIP),
     ("vision_model.head.probe", TRANSFORMERS_SIGLIP),
     ("lstm_visual.weight_ih_l0", CLIP4CLIP_LSTM),

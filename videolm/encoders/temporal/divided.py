@@ -1,13 +1,14 @@
-"""Modules for the temporal slot: they let the frames of a clip see each other."""
+"""Divided space-time attention."""
 
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
 from videolm.encoders.blocks import Grid
+from videolm.encoders.temporal.position import time_position_of
 from videolm_kernels import temporal_attention
+from videolm_kernels.backend import Backend
 
 
 class DividedTemporal(nn.Module):
@@ -27,6 +28,7 @@ class DividedTemporal(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.backend: Backend = "auto"
         self.time_position = nn.Parameter(torch.empty(max_frames, width))
         self.ln = nn.LayerNorm(width, eps=layer_norm_eps)
         self.qkv = nn.Linear(width, 3 * width)
@@ -45,23 +47,5 @@ class DividedTemporal(nn.Module):
         position = time_position_of(self.time_position, num_frames=frames, lengths=grid.lengths)
         timed = self.ln(grid.tokens + position.unsqueeze(-2))
         qkv = self.qkv(timed).view(batch, frames, num_tokens, 3, self.num_heads, width // self.num_heads)
-        attended = temporal_attention(qkv, lengths=grid.lengths)
+        attended = temporal_attention(qkv, lengths=grid.lengths, backend=self.backend)
         return replace(grid, tokens=grid.tokens + self.out(attended.flatten(-2)))
-
-
-def time_position_of(
-    table: Float[Tensor, "max_frames width"], *, num_frames: int, lengths: Int[Tensor, " batch"] | None
-) -> Float[Tensor, "... frames width"]:
-    """Rows of `table` for each frame of a clip, (T, D), or (B, T, D) with `lengths`.
-
-    Linear interpolation over the clip as in `torch.nn.functional.interpolate(align_corners=False)`: a clip of
-    max_frames frames gets the table itself, one frame gets its middle. Frames after the end get its last row.
-    """
-    frame = torch.arange(num_frames, device=table.device)
-    num_rows, last = len(table), len(table) - 1
-    step = num_rows / num_frames if lengths is None else num_rows / lengths.clamp(min=1)[:, None]
-    place = ((frame + 0.5) * step - 0.5).clamp(0, last)
-    below = place.floor()
-    above_share = (place - below).unsqueeze(-1).to(table.dtype)
-    below = below.long()
-    return table[below] * (1 - above_share) + table[(below + 1).clamp(max=last)] * above_share
