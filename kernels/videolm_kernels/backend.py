@@ -1,6 +1,8 @@
 """The one place that answers "triton, eager or reference?" and says why."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import Literal
 
@@ -51,4 +53,23 @@ def _why_not_triton(device: torch.device) -> str:
         return "triton is not installed"
     if device.type != "cuda" and not IS_INTERPRETING:
         return f"the tensors are on {device.type}, and Triton kernels need cuda"
+    if device.type == "cuda" and _is_old(device):
+        return "a kernel needs compute capability 8.0 or newer"
     return ""
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_old(device: torch.device) -> bool:
+    """Whether this is a GPU from before bfloat16 in tensor cores."""
+    return _compute_capability(device) < (8, 0)
+
+
+@cache
+def _compute_capability(device: torch.device) -> tuple[int, int]:
+    # Fake tensors stand on a device that need not be there; what runs on none needs no refusal.
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (8, 0)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Inside it an operation computes in the dtypes that it says, also where autocast would take 16 bits."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

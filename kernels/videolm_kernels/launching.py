@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 # Triton decides the same way, once, when a kernel is defined.
-IS_INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
+IS_INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 def launch(
@@ -19,7 +19,10 @@ def launch(
     """
     if 0 in grid:
         return
-    kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constants)
+    # Triton starts on the current device, which need not be the one that the tensors are on.
+    tensor = next(arg for arg in args if isinstance(arg, torch.Tensor))
+    with torch.cuda.device_of(tensor):  # type: ignore[no-untyped-call]
+        kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constants)
 
 
 def needs_upcast(dtype: torch.dtype) -> bool:

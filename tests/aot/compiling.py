@@ -135,7 +135,9 @@ def _compile(
     signature: dict[str, str] = {}
     constexprs: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    values = dict(zip(kernel.arg_names, args, strict=False)) | constants
+    positional = dict(zip(kernel.arg_names, args, strict=False))
+    assert not positional.keys() & constants.keys(), f"{kernel.__name__} is given {constants.keys()} twice"
+    values = positional | constants
     assert values.keys() == set(kernel.arg_names), f"{kernel.__name__} is launched with {sorted(values)}"
     for i, name in enumerate(kernel.arg_names):
         value = values[name]

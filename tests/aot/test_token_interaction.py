@@ -15,12 +15,15 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "FILIP": (16, 77, 16, 196, None, None, "words"),
     "Mug": (128, 32, 128, 12, 100.0, 100.0, "both"),
     "X-Pool": (128, 1, 128, 12, 100.0, None, "words"),
+    "Mug of eight frames": (128, 32, 128, 8, 100.0, 100.0, "both"),
+    "Mug of one frame and all the words of a tile": (16, 128, 64, 1, 100.0, 100.0, "both"),
 }
-# Patches of several frames, in chunks: on sm_80 the backward pass has a few bytes too many.
-CHUNKED: dict[str, tuple[Any, ...]] = {
+# Patches of several frames, in chunks, or single tokens: on sm_80 a few registers are missing.
+TIGHT: dict[str, tuple[Any, ...]] = {
     "patches": (16, 77, 16, 588, None, None, "both"),
     "patches, Mug": (16, 77, 16, 588, 100.0, 100.0, "both"),
     "more words than a tile holds": (16, 200, 16, 12, None, None, "both"),
+    "Mug of sentences and videos": (128, 1, 128, 1, 100.0, 100.0, "both"),
 }
 
 
@@ -61,12 +64,19 @@ def test_16_bits_use_tensor_cores_and_wide_loads_and_do_not_spill(name: str, arc
         assert code.shared_bytes <= 98304
 
 
-@pytest.mark.parametrize("name", CHUNKED)
-def test_chunks_do_not_spill_on_sm_90(name: str) -> None:
-    for code in machines(CHUNKED[name], 90):
+@pytest.mark.parametrize("name", TIGHT)
+def test_tight_ones_do_not_spill_on_sm_90(name: str) -> None:
+    for code in machines(TIGHT[name], 90):
         assert (code.num_spills, code.stack_bytes) == (0, 0)
         assert code.num_mma > 0
         assert code.num_wide_loads > 0
+
+
+@pytest.mark.parametrize("name", TIGHT)
+def test_tight_ones_spill_little_on_sm_80(name: str) -> None:
+    for code in machines(TIGHT[name], 80):
+        assert code.num_spills <= 64
+        assert code.num_mma > 0
 
 
 @pytest.mark.parametrize("name", ["WTI", "Mug"])

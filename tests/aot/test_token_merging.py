@@ -64,7 +64,7 @@ def test_long_sequences_match_in_three_launches(num_tokens: int, channels: int, 
     assert_lean(place, most_registers=128)
 
 
-@pytest.mark.parametrize("num_tokens", [50, 197, 380])
+@pytest.mark.parametrize("num_tokens", [50, 100, 197, 380])
 def test_float32_matches_without_tensor_cores_and_without_spilling(num_tokens: int, arch: int) -> None:
     code = matched(num_tokens, 64, torch.float32, arch)[0]
     assert_lean(code, most_registers=224)

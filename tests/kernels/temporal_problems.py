@@ -9,6 +9,33 @@ from torch import Tensor
 from videolm_kernels import temporal_attention
 
 Shape = tuple[int, int, int, int, int]
+# (B, T, N, H, Dh): one of everything, primes, T around powers of two, CLIP's own, the heads of a small model.
+ODD_SHAPES: tuple[Shape, ...] = (
+    (1, 1, 1, 1, 1),
+    (2, 1, 5, 3, 8),
+    (3, 2, 1, 1, 16),
+    (2, 7, 5, 2, 24),
+    (1, 8, 17, 4, 48),
+    (2, 12, 7, 1, 64),
+    (1, 13, 3, 5, 33),
+    (1, 33, 2, 2, 8),
+)
+
+# The same for kernels, which know four head widths: full and partial tiles, T at, below and above a tile's rows.
+KERNEL_SHAPES: tuple[Shape, ...] = (
+    (2, 1, 67, 1, 16),
+    (3, 2, 1, 2, 16),
+    (1, 7, 13, 2, 32),
+    (2, 8, 17, 1, 16),
+    (2, 12, 7, 2, 64),
+    (1, 13, 5, 1, 128),
+    (2, 16, 5, 1, 32),
+    (1, 20, 7, 2, 16),
+    (1, 32, 3, 1, 128),
+    (1, 33, 3, 1, 64),
+    (1, 64, 1, 2, 16),
+)
+
 OPTIONS = ("lengths", "time_bias", "shared_key_value", "is_causal", "num_skipped")
 
 

@@ -1,5 +1,6 @@
 """The choice between kernel, eager and reference, and the reason it gives."""
 
+import runpy
 from inspect import unwrap
 
 import pytest
@@ -9,6 +10,13 @@ from videolm_kernels import backend, launching
 from videolm_kernels.backend import choose_backend
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def triton_on_a_new_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has."""
+    monkeypatch.setattr(backend, "_HAS_TRITON", True)
+    monkeypatch.setattr(backend, "_compute_capability", lambda device: (9, 0))
 
 
 @pytest.fixture
@@ -53,6 +61,42 @@ def test_triton_is_refused_with_the_reason() -> None:
 def test_without_triton_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_HAS_TRITON", False)
     assert choose_backend("op", backend="auto", device=CUDA).reason == "triton is not installed"
+
+
+def test_a_device_from_before_the_tensor_cores_of_bfloat16_has_no_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend, "_compute_capability", lambda device: (7, 5))
+    reason = "a kernel needs compute capability 8.0 or newer"
+    choice = choose_backend("op", backend="auto", device=CUDA)
+    assert (choice.backend, choice.reason) == ("eager", reason)
+    with pytest.raises(RuntimeError, match=f"cannot run op: {reason}; use"):
+        choose_backend("op", backend="triton", device=CUDA)
+
+
+def test_a_device_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    device, asked = torch.device("cuda", 63), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda of: asked.append(of) or (7, 5))
+    for _ in range(2):
+        assert choose_backend("op", backend="auto", device=device).backend == "eager"
+    assert asked in ([device], [])  # none where triton is missing
+
+
+@pytest.mark.parametrize("value", ["1", "true", "TRUE", "on", "yes", "y", "0", "2", "false", "off", ""])
+def test_triton_reads_its_switch_as_we_do(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    knobs = pytest.importorskip("triton.knobs")
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert runpy.run_path(launching.__file__)["IS_INTERPRETING"] == knobs.runtime.interpret
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_without_autocast_it_is_off_and_then_on_again(device: str) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        with backend.without_autocast(torch.device(device)):
+            assert torch.is_autocast_enabled("cpu") == (device == "meta")
+        assert torch.is_autocast_enabled("cpu")
 
 
 def test_what_is_asked_for_is_taken() -> None:

@@ -1,4 +1,4 @@
-"""torch.compile takes every op whole, as it runs on a CPU and as a kernel, forward and backward."""
+"""torch.compile takes every op whole, as it runs on a CPU and as a kernel, forward and backward, once for all sizes."""
 
 import os
 import subprocess
@@ -28,21 +28,31 @@ def attend(qkv: Tensor) -> Tensor:
     return frame_attention(qkv, log2_sizes, backend=backend)[0]
 
 
+# Two shapes of one op, in which the sizes that are free differ from each other and from one call to the next.
 OPS = {
-    "temporal_attention": ((1, 4, 3, 3, 2, 16), lambda x: temporal_attention(x, backend=backend)),
-    "token_merging": ((2, 9, 16), merge),
-    "frame_attention": ((2, 5, 3, 2, 16), attend),
-    "token_interaction": ((2, 4, 16), lambda x: token_interaction(x, x.flip(0) * 2, backend=backend)),
+    "temporal_attention": (
+        ((5, 4, 7, 3, 2, 16), (6, 4, 9, 3, 2, 16)),
+        lambda x: temporal_attention(x, backend=backend),
+    ),
+    "token_merging": (((5, 9, 16), (6, 11, 16)), merge),
+    "frame_attention": (((6, 5, 3, 2, 16), (7, 8, 3, 2, 16)), attend),
+    "token_interaction": (
+        ((5, 4, 16), (6, 7, 16)),
+        lambda x: token_interaction(x, x.flip(0) * 2, backend=backend),
+    ),
 }
-shape, function = OPS[op]
-results = []
-for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
-    out = run(x)
-    results.append((out.detach(), *torch.autograd.grad(out, x, torch.ones_like(out))))
-for eager, compiled in zip(*results, strict=True):
-    torch.testing.assert_close(compiled, eager)
-    assert eager.abs().sum() > 0
+shapes, function = OPS[op]
+compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+for shape in shapes:
+    results = []
+    for run in (function, compiled):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
+        out = run(x)
+        results.append((out.detach(), *torch.autograd.grad(out, x, torch.ones_like(out))))
+    for eager, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, eager)
+        assert eager.abs().sum() > 0
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "a graph for every shape"
 """
 
 

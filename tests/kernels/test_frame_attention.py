@@ -245,6 +245,37 @@ def test_only_the_ratios_of_the_sizes_matter(factor: float, seed: int) -> None:
     torch.testing.assert_close(frame_attention(qkv, log2_sizes + factor)[0], out, rtol=1e-11, atol=1e-11)
 
 
+# 2^16 is more than float16 holds, 2^200 more than any: no power of a size alone may be taken.
+@pytest.mark.parametrize(
+    ("dtype", "factor"),
+    [(torch.float32, 200.0), (torch.float16, 20.0), (torch.float16, -200.0), (torch.bfloat16, 200.0)],
+    ids=str,
+)
+@pytest.mark.parametrize("tokens", [5, 150], ids=["one tile", "several tiles"])
+def test_the_kernel_sees_no_more_than_the_ratios_of_the_sizes_either(
+    tokens: int, dtype: torch.dtype, factor: float, device: torch.device
+) -> None:
+    qkv, log2_sizes, upstream = random_input((1, tokens, 1, 16))
+    qkv, log2_sizes, upstream = qkv.to(device, dtype), log2_sizes.to(device), upstream.to(device, dtype)
+    truths = value_and_gradient(qkv.double(), log2_sizes, upstream.double(), "reference")
+    ours = value_and_gradient(qkv, (log2_sizes + factor).float(), upstream, "triton")
+    # Scores are as far from 0 as the sizes are large, and rounded in float32.
+    allowed = 2 * tolerance(dtype) + abs(factor) * torch.finfo(torch.float32).eps
+    for value, truth in zip(ours, truths, strict=True):
+        assert relative_error(value, truth) <= allowed
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing(backend: Backend, device: torch.device) -> None:
+    qkv, log2_sizes, _ = (x.float().to(device) for x in random_input((2, 5, 3, 16)))
+    plain = frame_attention(qkv, log2_sizes, with_mean_key=True, backend=backend)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        inside = frame_attention(qkv, log2_sizes, with_mean_key=True, backend=backend)
+    for ours, theirs in zip(inside, plain, strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_causal_attention_sees_no_later_token(dtype: torch.dtype) -> None:
     query, key, value = random(3, 2, 4, 7, 16).to(dtype)
@@ -312,6 +343,8 @@ def test_where_the_kernel_is_no_gain_the_choice_says_why(
     [
         (torch.zeros(2, 3, 4, 5), None, ValueError, r"must be \(F, N, 3, H, Dh\), got \(2, 3, 4, 5\)"),
         (torch.zeros(1, 2, 2, 4, 5), None, ValueError, r"must be \(F, N, 3, H, Dh\)"),
+        (torch.zeros(1, 2, 3, 0, 5), None, ValueError, r"must have heads.* got .* = \(1, 2, 3, 0, 5\)"),
+        (torch.zeros(1, 2, 3, 4, 0), None, ValueError, r"heads a width, got .* = \(1, 2, 3, 4, 0\)"),
         (
             torch.zeros(1, 2, 3, 4, 5, dtype=torch.int32),
             None,
@@ -332,7 +365,16 @@ def test_where_the_kernel_is_no_gain_the_choice_says_why(
             "log2_sizes is on meta but qkv is on cpu",
         ),
     ],
-    ids=["dimensions", "parts", "dtype", "shape of sizes", "dtype of sizes", "device of sizes"],
+    ids=[
+        "dimensions",
+        "parts",
+        "no heads",
+        "no width",
+        "dtype",
+        "shape of sizes",
+        "dtype of sizes",
+        "device of sizes",
+    ],
 )
 def test_wrong_input_is_refused(
     qkv: Tensor, log2_sizes: Tensor | None, error: type[Exception], message: str

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels.temporal_problems import (
+    ODD_SHAPES,
     OPTIONS,
     Shape,
     attention_one_position_at_a_time,
@@ -23,7 +24,7 @@ from tests.kernels.temporal_problems import (
 from videolm_kernels import temporal_attention
 from videolm_kernels.backend import Backend
 from videolm_kernels.temporal_attention.eager import attend_in_chunks
-from videolm_kernels.testing import ODD_SHAPES, relative_error, tolerance
+from videolm_kernels.testing import relative_error, tolerance
 
 BACKENDS: tuple[Backend, ...] = ("reference", "eager")
 COMBINATIONS = [names for size in (1, 2, 5) for names in combinations(OPTIONS, size)]
@@ -56,7 +57,7 @@ def test_padded_frames_are_no_keys_and_give_zeros(backend: Backend) -> None:
     lengths = torch.tensor([6, 1, 4, 3])
     truth = attention_one_position_at_a_time(qkv, lengths=lengths)
     for b, length in enumerate(lengths):
-        qkv[b, length:] = 1e3
+        qkv[b, length:] = torch.nan if backend == "reference" else 1e3
     out = temporal_attention(qkv, lengths=lengths, backend=backend)
     torch.testing.assert_close(out, truth, rtol=1e-12, atol=1e-12)
 
@@ -74,6 +75,34 @@ def test_a_clip_without_frames_is_zero_and_moves_no_weight(backend: Backend) -> 
     assert not gradient[0].any()
     assert not gradient[1, 2].any()
     assert gradient[1, :2].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_window_that_ends_before_a_padded_frame_leaves_no_nan(backend: Backend) -> None:
+    shape = (2, 8, 3, 2, 4)
+    qkv, upstream = random_qkv(shape), random_upstream(shape)
+    window = torch.full((2, 15), -torch.inf, dtype=torch.float64)
+    window[:, 6:9] = 0  # a frame sees itself and its neighbours
+    lengths = torch.tensor([8, 3])
+    ours = value_and_gradients(qkv, upstream=upstream, time_bias=window, lengths=lengths, backend=backend)
+    short = value_and_gradients(
+        qkv[1:, :3], upstream=upstream[1:, :3], time_bias=window[:, 5:10], backend="reference"
+    )
+    truth = attention_one_position_at_a_time(qkv, time_bias=window, lengths=lengths)
+    torch.testing.assert_close(ours[0], truth, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours[1][1:, :3], short[1], rtol=1e-12, atol=1e-12)
+    assert not ours[1][1, 3:].any()
+    assert all(x.isfinite().all() for x in ours)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing(backend: Backend) -> None:
+    qkv = random_qkv((2, 4, 3, 2, 8)).float()
+    for needs_gradient in (False, True):
+        qkv.requires_grad_(needs_gradient)
+        plain = temporal_attention(qkv, backend=backend)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(temporal_attention(qkv, backend=backend), plain)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -205,6 +234,7 @@ QKV = torch.zeros(1, 2, 3, 3, 4, 5)
     [
         (QKV[0], {}, ValueError, r"must be \(B, T, N, 3, H, Dh\), got \(2, 3, 3, 4, 5\)"),
         (QKV[:, :, :, :2], {}, ValueError, r"must be \(B, T, N, 3, H, Dh\)"),
+        (QKV[..., :0], {}, ValueError, r"the heads of qkv must be at least 1 wide, got \(1, 2, 3, 3, 4, 0\)"),
         (QKV.int(), {}, TypeError, r"qkv must be float64.* got torch.int32"),
         (QKV, {"lengths": torch.ones(2, dtype=torch.int64)}, ValueError, r"one number a clip \(1,\)"),
         (QKV, {"lengths": torch.ones(1)}, TypeError, r"lengths must be int32 or int64"),

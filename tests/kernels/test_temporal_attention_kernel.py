@@ -1,12 +1,16 @@
 """The kernels of temporal attention against float64: in Triton's interpreter, or on a GPU where there is one."""
 
+import mmap
 from itertools import combinations
+from math import prod
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.kernels.temporal_problems import (
+    KERNEL_SHAPES,
     OPTIONS,
     Shape,
     attention_one_position_at_a_time,
@@ -17,7 +21,7 @@ from tests.kernels.temporal_problems import (
     value_and_gradients,
 )
 from videolm_kernels import temporal_attention
-from videolm_kernels.testing import KERNEL_SHAPES, fused_tolerance, relative_error
+from videolm_kernels.testing import fused_tolerance, relative_error
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COMBINATIONS = [names for size in (1, 2) for names in combinations(OPTIONS, size)]
@@ -103,6 +107,76 @@ def test_minus_infinity_in_the_bias_hides_a_pair(device: torch.device) -> None:
     )
     for actual, true in zip(ours, truth, strict=True):
         torch.testing.assert_close(actual.cpu().double(), true, rtol=1e-5, atol=1e-5)
+
+
+def test_a_shared_key_of_high_score_takes_all_the_weight(device: torch.device) -> None:
+    qkv, upstream = random_qkv(SHAPE), random_upstream(SHAPE)
+    shared = random_options(("shared_key_value",), SHAPE)["shared_key_value"] * 100
+    ours = value_and_gradients(
+        qkv.float().to(device),
+        upstream=upstream.float().to(device),
+        shared_key_value=shared.float().to(device),
+        backend="triton",
+    )
+    truth = value_and_gradients(qkv, upstream=upstream, shared_key_value=shared, backend="reference")
+    for actual, true in zip(ours, truth, strict=True):
+        assert relative_error(actual.cpu(), true) <= 1e-5
+
+
+def test_a_constant_bias_and_shared_key_get_no_gradient_and_change_no_other(device: torch.device) -> None:
+    qkv, upstream = random_qkv(SHAPE).float().to(device), random_upstream(SHAPE).float().to(device)
+    options = cast(random_options(("time_bias", "shared_key_value"), SHAPE), torch.float32, device)
+    given = (upstream, qkv, None, options["time_bias"], options["shared_key_value"], False, 0)
+    backward = torch.ops.videolm.temporal_attention_backward
+    gradients = backward(*given, True, True)
+    for needs in ((True, False), (False, True), (False, False)):
+        for ours, all_needed, is_needed in zip(
+            backward(*given, *needs), gradients, (True, *needs), strict=True
+        ):
+            assert torch.equal(ours, all_needed) if is_needed else ours.numel() == 0
+    qkv.requires_grad_()
+    options["time_bias"].requires_grad_()
+    out = temporal_attention(qkv, **options, backend="triton")
+    ours = torch.autograd.grad(out, [qkv, options["time_bias"]], upstream)
+    for one_of_two, of_both in zip(ours, gradients, strict=False):
+        assert torch.equal(one_of_two, of_both)
+
+
+def far_apart(tensor: Tensor, dim: int, device: torch.device) -> Tensor:
+    """The tensor in float16, its parts along `dim` 1.1e9 elements from each other; a CPU touches little memory."""
+    far = 1_100_000_000
+    shape = tensor.movedim(dim, 0).shape
+    size = far * (shape[0] - 1) + prod(shape[1:])
+    if device.type == "cuda":
+        memory = torch.empty(size, dtype=torch.float16, device=device)
+    else:
+        flags = (
+            mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+        )  # MAP_NORESERVE, which Python 3.11 has no name for
+        memory = torch.frombuffer(mmap.mmap(-1, 2 * size, flags=flags), dtype=torch.float16)
+    spread = memory.as_strided(shape, (far, *torch.empty(shape[1:], device="meta").stride())).movedim(0, dim)
+    return spread.copy_(tensor)
+
+
+def test_strides_beyond_2_to_the_31_are_taken(device: torch.device) -> None:
+    shape = (1, 2, 3, 3, 16)
+    qkv, upstream = random_qkv(shape).half().to(device), random_upstream(shape).half().to(device)
+    options = (None, None, None, False, 0)
+    forward, backward = torch.ops.videolm.temporal_attention, torch.ops.videolm.temporal_attention_backward
+    out, (gradient, *_) = forward(qkv, *options), backward(upstream, qkv, *options, False, False)
+    for dim in (3, 4):
+        strided = far_apart(qkv, dim, device)
+        assert torch.equal(forward(strided, *options), out)
+        assert torch.equal(backward(upstream, strided, *options, False, False)[0], gradient)
+    strided = far_apart(upstream, 3, device)
+    assert torch.equal(backward(strided, qkv, *options, False, False)[0], gradient)
+
+
+def test_autocast_changes_nothing(device: torch.device) -> None:
+    qkv = random_qkv(SHAPE).float().to(device)
+    plain = temporal_attention(qkv, backend="triton")
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(temporal_attention(qkv, backend="triton"), plain)
 
 
 @pytest.mark.parametrize("names", [(), OPTIONS], ids=["plain", "all"])
@@ -206,7 +280,9 @@ def test_both_operations_are_registered_right(names: tuple[str, ...], device: to
     )
     torch.library.opcheck(torch.ops.videolm.temporal_attention.default, args)
     args = (random_upstream(shape).float().to(device), qkv.detach(), *args[1:])
-    torch.library.opcheck(torch.ops.videolm.temporal_attention_backward.default, args)
+    given = "time_bias" in options, "shared_key_value" in options
+    for needs in {given, (False, False)}:
+        torch.library.opcheck(torch.ops.videolm.temporal_attention_backward.default, (*args, *needs))
 
 
 @pytest.mark.parametrize(

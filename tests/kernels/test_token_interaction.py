@@ -22,7 +22,7 @@ from tests.kernels.interaction_problems import (
 from videolm_kernels import token_interaction
 from videolm_kernels.backend import Backend
 from videolm_kernels.testing import relative_error, tolerance
-from videolm_kernels.token_interaction import eager
+from videolm_kernels.token_interaction import eager, op
 
 BACKENDS: tuple[Backend, ...] = ("reference", "eager")
 SHAPES: tuple[Shape, ...] = ((1, 1, 1, 1, 1), (2, 3, 4, 1, 5), (3, 1, 2, 6, 4), (5, 4, 3, 7, 8))
@@ -149,6 +149,32 @@ def test_error_stays_within_the_tolerance_of_the_dtype(dtype: torch.dtype, backe
             assert relative_error(value, true_value) <= tolerance(dtype)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing(backend: Backend) -> None:
+    problem = random_problem((6, 5, 7, 8, 16)).to(torch.float32, torch.device("cpu"))
+    masks = {"word_mask": problem.word_mask, "frame_mask": problem.frame_mask}
+    plain = token_interaction(problem.words, problem.frames, **masks, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = token_interaction(problem.words, problem.frames, **masks, backend=backend)
+    torch.testing.assert_close(inside, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reason"), [(torch.float32, "no tensor cores"), (torch.float16, "")], ids=str
+)
+def test_where_the_kernel_is_no_gain_the_choice_says_why(
+    dtype: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+    choose = op.choose_backend
+    monkeypatch.setattr(
+        op, "choose_backend", lambda name, **about: asked.update(about) or choose(name, **about)
+    )
+    token_interaction(torch.zeros(1, 2, 4, dtype=dtype), torch.zeros(1, 3, 4, dtype=dtype))
+    assert asked["cannot"] == ""
+    assert reason in asked["slower"] if reason else asked["slower"] == ""
+
+
 class Largest(TorchDispatchMode):
     """Bytes of the largest tensor that any operation gave."""
 
@@ -164,24 +190,29 @@ class Largest(TorchDispatchMode):
         return out
 
 
+# One text in a block with some of the videos, and some of the texts with all the videos.
+@pytest.mark.parametrize("block_bytes", [2**15, 2**17], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", SETTINGS[::3], ids=str)
 def test_the_products_of_all_pairs_never_exist_at_once(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], dtype: torch.dtype, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eager, "BLOCK_BYTES", 2**15)
-    problem = random_problem((20, 32, 24, 16, 4)).to(torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(eager, "BLOCK_BYTES", block_bytes)
+    problem = random_problem((20, 32, 24, 16, 128)).to(dtype, torch.device("cpu"))
     all_products = 20 * 32 * 24 * 16 * 4
-    kept = []
+    tokens = [4 * problem.words.numel(), 4 * problem.frames.numel()]
+    kept = {}
 
     def count(tensor: Tensor) -> Tensor:
-        kept.append(tensor.numel() * tensor.element_size())
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with Largest() as largest, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         scores_and_gradients(problem, **options, backend="eager")
-    assert largest.num_bytes <= 2 * eager.BLOCK_BYTES < all_products / 10
-    # Of each token with each item on the other side something is kept, of each pair of tokens nothing.
-    assert sum(kept) < all_products
+    assert largest.num_bytes <= max(2 * block_bytes, *tokens) < all_products / 2
+    # The tokens in float32 once, and something of each token with each item on the other side.
+    assert sum(kept.values()) < sum(tokens) + all_products / 2
 
 
 def test_padding_does_not_matter() -> None:

@@ -1,5 +1,6 @@
 """Token merging in plain torch: both implementations against loops over tokens in float64."""
 
+from dataclasses import fields
 from inspect import unwrap
 
 import pytest
@@ -139,6 +140,29 @@ def test_match_equals_a_loop_over_pairs(shape: tuple[int, int, int, int, int], b
     assert groups_of(match) == [groups_by_loop(m, num_merged, num_protected) for m in metric]
 
 
+def assert_same(match: Match, other: Match) -> None:
+    for field in fields(Match):
+        assert torch.equal(getattr(match, field.name), getattr(other, field.name)), field.name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_cosines_are_never_rounded_to_16_bits(dtype: torch.dtype, backend: Backend) -> None:
+    metric = random(8, 50, 64).to(dtype)
+    truth = match_tokens(metric.double(), 16, 1, backend="reference")
+    assert_same(match_tokens(metric, 16, 1, backend=backend), truth)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(match_tokens(metric, 16, 1, backend=backend), truth)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_length_of_a_token_does_not_matter(backend: Backend) -> None:
+    metric = random(2, 17, 8).float()
+    truth = match_tokens(metric, 5, backend=backend)
+    for scale in (2.0**-27, 2.0**40):
+        assert_same(match_tokens(metric * scale, 5, backend=backend), truth)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_go_to_the_lowest_index(backend: Backend) -> None:
     same = torch.eye(4)[0].expand(1, 9, 4)
@@ -235,6 +259,48 @@ def test_eager_stays_within_the_tolerance_of_the_dtype(options: str, dtype: torc
     assert merged.dtype == gradient.dtype == dtype
     assert relative_error(merged, true_merged) <= tolerance(dtype)
     assert relative_error(gradient, true_gradient) <= tolerance(dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_merged_row_is_rounded_once(backend: Backend) -> None:
+    tokens, residual = random(2, 16, 64).bfloat16(), random(2, 16, 64, seed=6).bfloat16()
+    # Pairs, whose means are exact in float32.
+    match = match_tokens(torch.eye(8).repeat_interleave(2, dim=0).expand(2, 16, 8), 8)
+    merged, _ = merge_tokens(tokens, None, match, residual=residual, backend=backend)
+    truth, _ = merge_tokens(tokens.double(), None, match, residual=residual.double(), backend="reference")
+    assert torch.equal(merged, truth.float().bfloat16())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing_in_a_merge(backend: Backend) -> None:
+    tokens, match = random(2, 9, 8).float(), match_tokens(random(2, 9, 4, seed=1), 4)
+    plain, _ = merge_tokens(tokens, None, match, residual=tokens, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        merged, _ = merge_tokens(tokens, None, match, residual=tokens, backend=backend)
+    assert torch.equal(merged, plain)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 7, 4), (2, 0, 4), (2, 7, 0)], ids=str)
+def test_no_sequences_no_tokens_and_no_width_are_fine(shape: tuple[int, int, int], backend: Backend) -> None:
+    match = match_tokens(torch.zeros(shape), min(1, shape[1]), backend=backend)
+    tokens = torch.zeros(shape, requires_grad=True)
+    merged, sizes = merge_tokens(tokens, None, match, residual=tokens, backend=backend)
+    merged.sum().backward()
+    assert merged.shape == (*match.keep_idx.shape, shape[2])
+    assert sizes.shape == match.keep_idx.shape
+    assert tokens.grad is not None
+    assert unmerge_tokens(merged, match).shape == shape
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_strides_of_a_match_are_free(backend: Backend) -> None:
+    tokens, match = random(3, 9, 4), match_tokens(random(3, 9, 4, seed=1), 3, 1)
+    strided = Match(*(getattr(match, field.name).T.contiguous().T for field in fields(Match)))
+    for ours, theirs in zip(
+        *(merge_tokens(tokens, None, m, backend=backend) for m in (strided, match)), strict=True
+    ):
+        assert torch.equal(ours, theirs)
 
 
 def merged_and_gradient(

@@ -9,8 +9,13 @@ from torch import Tensor
 from videolm_kernels import Match, match_tokens, max_merged, merge_tokens
 from videolm_kernels.backend import Backend
 from videolm_kernels.testing import relative_error
-from videolm_kernels.token_merging import fused_match
 from videolm_kernels.token_merging.op import _match_op, _merge_backward_op, _merge_op
+
+fused_match = pytest.importorskip(
+    "videolm_kernels.token_merging.fused_match",
+    reason="triton is not installed",
+    exc_type=ImportError,
+)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -115,6 +120,37 @@ def test_ties_nans_and_zeros_are_decided_as_by_the_reference(device: torch.devic
         match = match_tokens(metric, num_merged, 2, backend="triton")
         assert_same(match, match_tokens(metric.double(), num_merged, 2, backend="reference"))
         assert_same(match, match_tokens(metric, num_merged, 2, backend="eager"))
+
+
+@pytest.mark.usefixtures("launches")
+def test_the_length_of_a_token_does_not_matter(device: torch.device) -> None:
+    metric = random(2, 33, 16).to(device)
+    plain = match_tokens(metric, 9, 1, backend="triton")
+    for scale in (2.0**-27, 2.0**40):
+        assert_same(match_tokens(metric * scale, 9, 1, backend="triton"), plain)
+
+
+def test_autocast_changes_nothing(device: torch.device) -> None:
+    metric = random(2, 33, 16).to(device)
+    match = match_tokens(metric, 9, 1, backend="triton")
+    merged, _ = merge_tokens(metric, None, match, backend="triton")
+    with torch.autocast(device.type, torch.bfloat16):
+        assert_same(match_tokens(metric, 9, 1, backend="triton"), match)
+        assert torch.equal(merge_tokens(metric, None, match, backend="triton")[0], merged)
+
+
+@pytest.mark.parametrize("shape", [(0, 7, 4), (2, 0, 4), (2, 7, 0)], ids=str)
+def test_no_sequences_no_tokens_and_no_width_are_fine(
+    shape: tuple[int, int, int], device: torch.device
+) -> None:
+    match = match_tokens(torch.zeros(shape, device=device), min(1, shape[1]), backend="triton")
+    tokens = torch.zeros(shape, device=device, requires_grad=True)
+    merged, sizes = merge_tokens(tokens, None, match, residual=tokens, backend="triton")
+    merged.sum().backward()
+    assert merged.shape == (*match.keep_idx.shape, shape[2])
+    assert sizes.shape == match.keep_idx.shape
+    assert tokens.grad is not None
+    assert tokens.grad.shape == shape
 
 
 @pytest.mark.usefixtures("launches")

@@ -36,10 +36,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, bias: Tensor | None, is
         raise ValueError("attend takes a bias or is_causal, not both")
     if bias is None:
         return _attend(query, key, value, None, is_causal)
-    is_seen = (bias > -torch.inf).any(dim=-1, keepdim=True).to(query.dtype)
+    is_seen = (bias > -torch.inf).any(dim=-1, keepdim=True)
     # Low, but finite with any score added: a softmax over nothing but -inf is not a number.
     bias = bias.to(query.dtype).clamp(min=torch.finfo(query.dtype).min / 2)
-    return _attend(query, key, value, bias, False) * is_seen
+    attended = _attend(query, key, value, bias, False)
+    # A CPU can look, and nearly always spare itself a pass.
+    if query.device.type == "cpu" and not torch.compiler.is_compiling() and bool(is_seen.all()):
+        return attended
+    return attended * is_seen.to(query.dtype)
 
 
 # In bfloat16 on a CPU plain products win. SDPA's time over theirs on one core with AVX-512 and bfloat16
@@ -58,18 +62,31 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, is_c
     )
 
 
+def _padding(num_keys: int) -> int:
+    """Keys to add so that a row of scores is a multiple of 32 numbers, where that is faster than the row itself.
+
+    Forward on one core, time with over without: 0.7 for 189 keys, 0.8 for 173 and 149, 0.75 for 50, 0.9 for 17;
+    1.0 to 1.1 for 197, 5 more than a multiple.
+    """
+    return -num_keys % 32 if num_keys % 32 > 8 else 0
+
+
 def _attend_by_products(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, is_causal: bool
 ) -> Tensor:
     sequences, heads, num_queries, head_dim = query.shape
-    query, key, value = (part.flatten(0, 1) for part in (query, key, value))
+    num_keys = key.shape[2]
+    padding = _padding(num_keys)
+    query = query.flatten(0, 1)
+    key, value = (F.pad(part, (0, 0, 0, padding)).flatten(0, 1) for part in (key, value))
     # Scale and bias ride along with the product. As passes of their own they cost a tenth to a quarter more.
-    added = query.new_zeros(1, 1)
     if bias is not None:
-        added = bias.expand(-1, heads, -1, -1).flatten(0, 1)
+        added = F.pad(bias, (0, padding), value=-torch.inf).expand(-1, heads, -1, -1).flatten(0, 1)
     elif is_causal:
-        added = query.new_full((num_queries, num_queries), -torch.inf).triu(1)
-    beta = 0 if bias is None and not is_causal else 1
+        added = query.new_full((num_queries, num_keys + padding), -torch.inf).triu(1)
+    else:
+        added = F.pad(query.new_zeros(1, num_keys), (0, padding), value=-torch.inf)
+    beta = 0 if bias is None and not is_causal and not padding else 1
     scores = torch.baddbmm(added, query, key.transpose(1, 2), beta=beta, alpha=head_dim**-0.5)
     attended: Tensor = scores.softmax(dim=-1) @ value
     return attended.view(sequences, heads, num_queries, head_dim)

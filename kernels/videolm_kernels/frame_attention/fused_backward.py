@@ -68,7 +68,7 @@ def frame_attention_bwd_dq_kernel(
     attended = load_rows(out_base, rows, row_width, num_tokens, WIDTH, HEAD_DIM, UPCAST)
     row_delta = tl.sum(upstream.to(tl.float32) * attended.to(tl.float32), 1)
     tl.store(delta + of_rows, row_delta, mask=rows < num_tokens)
-    row_lse = tl.load(lse + of_rows, mask=rows < num_tokens, other=0.0)
+    row_lse = tl.load(lse + of_rows, mask=rows < num_tokens, other=float("inf"))
 
     dq = tl.zeros((QUERIES, WIDTH), tl.float32)
     for start in range(0, num_tokens, KEYS):
@@ -138,7 +138,8 @@ def frame_attention_bwd_dkdv_kernel(
         rows = start + tl.arange(0, QUERIES)
         query = load_rows(query_base, rows, row_stride, num_tokens, WIDTH, HEAD_DIM, UPCAST)
         upstream = load_rows(grad_base, rows, grad_row_stride, num_tokens, WIDTH, HEAD_DIM, UPCAST)
-        row_lse = tl.load(lse + first_row + rows, mask=rows < num_tokens, other=0.0)
+        # Rows outside get weights of 0 whatever the bias: 2^bias alone may be infinite.
+        row_lse = tl.load(lse + first_row + rows, mask=rows < num_tokens, other=float("inf"))
         # Keys are the rows of these tiles: their products with the queries then need no transpose.
         scores = tl.dot(key, tl.trans(query), input_precision="ieee") * log2_scale + bias[:, None]
         weights = tl.exp2(scores - row_lse[None, :])

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from videolm_kernels.backend import Backend, choose_backend
+from videolm_kernels.backend import Backend, choose_backend, without_autocast
 from videolm_kernels.frame_attention.eager import frame_attention_eager, mean_key_eager
 from videolm_kernels.frame_attention.reference import frame_attention_reference
 
@@ -42,11 +42,14 @@ def frame_attention(
     mean_key: Tensor | None
     if choice.backend == "triton":
         out, _, mean_key = _forward_op(qkv, log2_sizes, with_mean_key)
-    elif choice.backend == "reference":
-        out, mean_key = frame_attention_reference(qkv, log2_sizes)
     else:
-        out = frame_attention_eager(qkv, log2_sizes)
-        mean_key = mean_key_eager(qkv) if with_mean_key else None
+        # Autocast would multiply in 16 bits what came in float32.
+        with without_autocast(qkv.device):
+            if choice.backend == "reference":
+                out, mean_key = frame_attention_reference(qkv, log2_sizes)
+            else:
+                out = frame_attention_eager(qkv, log2_sizes)
+                mean_key = mean_key_eager(qkv) if with_mean_key else None
     return out, mean_key if with_mean_key else None
 
 
@@ -54,6 +57,8 @@ def _check(qkv: Tensor, log2_sizes: Tensor | None) -> None:
     """Shapes and types alone: reading values would make the host wait for the device in every layer."""
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"qkv must be (F, N, 3, H, Dh), got {tuple(qkv.shape)}")
+    if 0 in qkv.shape[3:]:
+        raise ValueError(f"qkv must have heads, and heads a width, got (F, N, 3, H, Dh) = {tuple(qkv.shape)}")
     if qkv.dtype not in _DTYPES:
         raise TypeError(f"qkv must be float64, float32, float16 or bfloat16, got {qkv.dtype}")
     if log2_sizes is None:

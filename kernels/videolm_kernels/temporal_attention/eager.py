@@ -27,8 +27,9 @@ def temporal_attention_eager(
         bias = _hide(bias, frame[:, None] < frame[None, :], qkv)
     if lengths is not None:
         exists = frame < lengths[:, None]
-        # A clip without frames keeps one as key: a row that sees nothing would be NaN, also in its gradient.
-        bias = _hide(bias, (frame >= lengths.clamp(min=1)[:, None])[:, None, None, None, :], qkv)
+        bias = _hide(bias, ~exists[:, None, None, None, :], qkv)
+        # The row of a missing frame is thrown away; if it saw nothing it would be NaN before, also in its gradient.
+        bias = bias.masked_fill(~exists[:, None, None, :, None], 0)
     if shared_key_value is not None:
         shared_key, shared_value = shared_key_value[:, :, None, :, None].unbind(dim=1)
         per_token = (batch, num_tokens - num_skipped, -1, -1, -1)
@@ -79,14 +80,19 @@ def attend_in_chunks(
     query, key, value = (part.flatten(0, 1) for part in (query, key, value))
     if bias is not None:
         bias = bias.expand(batch, num_tokens, *bias.shape[2:]).flatten(0, 1)
-    chunks = [
-        F.scaled_dot_product_attention(
-            query[start : start + max_sequences],
-            key[start : start + max_sequences],
-            value[start : start + max_sequences],
-            attn_mask=None if bias is None else bias[start : start + max_sequences],
+    # Not one chunk by the loop: torch.compile would make a graph for every number of sequences.
+    if len(query) <= max_sequences:
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    else:
+        attended = torch.cat(
+            [
+                F.scaled_dot_product_attention(
+                    query[start : start + max_sequences],
+                    key[start : start + max_sequences],
+                    value[start : start + max_sequences],
+                    attn_mask=None if bias is None else bias[start : start + max_sequences],
+                )
+                for start in range(0, len(query), max_sequences)
+            ]
         )
-        for start in range(0, max(len(query), 1), max_sequences)
-    ]
-    attended = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
     return attended.view(batch, num_tokens, *attended.shape[1:])

@@ -68,7 +68,7 @@ def temporal_attention_fwd_kernel(
 ):  # fmt: skip
     num_groups = tl.cdiv(num_tokens, BLOCK // T)
     # Heads fastest: the rows of neighbouring programs lie side by side in memory.
-    head = tl.program_id(0) % H
+    head = (tl.program_id(0) % H).to(tl.int64)
     group = tl.program_id(0) // H % num_groups
     batch = (tl.program_id(0) // (H * num_groups)).to(tl.int64)
     position, frame, token, is_row, is_alive = _rows(group, lengths, batch, num_tokens, num_skipped, T, BLOCK)
@@ -77,7 +77,7 @@ def temporal_attention_fwd_kernel(
     offset = (frame.to(tl.int64) * stride_t + token.to(tl.int64) * stride_n)[:, None] + column[None, :]
     query = _load(start, offset, is_alive, UPCAST)
     key = _load(start + stride_part, offset, is_alive, UPCAST)
-    value = _load(start + 2 * stride_part, offset, is_alive, UPCAST)
+    value = _load(start + stride_part + stride_part, offset, is_alive, UPCAST)
 
     bias = None
     if time_bias is not None:
@@ -121,7 +121,7 @@ def temporal_attention_bwd_kernel(
     IS_CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     num_groups = tl.cdiv(num_tokens, BLOCK // T)
-    head = tl.program_id(0) % H
+    head = (tl.program_id(0) % H).to(tl.int64)
     group = tl.program_id(0) // H % num_groups
     batch = (tl.program_id(0) // (H * num_groups)).to(tl.int64)
     position, frame, token, is_row, is_alive = _rows(group, lengths, batch, num_tokens, num_skipped, T, BLOCK)
@@ -130,7 +130,7 @@ def temporal_attention_bwd_kernel(
     offset = (frame.to(tl.int64) * stride_t + token.to(tl.int64) * stride_n)[:, None] + column[None, :]
     query = _load(start, offset, is_alive, UPCAST)
     key = _load(start + stride_part, offset, is_alive, UPCAST)
-    value = _load(start + 2 * stride_part, offset, is_alive, UPCAST)
+    value = _load(start + stride_part + stride_part, offset, is_alive, UPCAST)
     grad_start = grad + batch * grad_stride_b + head * grad_stride_h
     grad_offset = (frame.to(tl.int64) * grad_stride_t + token.to(tl.int64) * grad_stride_n)[:, None]
     grad_out = _load(grad_start, grad_offset + column[None, :], is_alive, UPCAST)
@@ -157,14 +157,15 @@ def temporal_attention_bwd_kernel(
     # Of each row, the mean of its gradients: what the softmax takes off every one of them.
     mean_grad = tl.sum(weights * grad_weights, axis=1)
     if shared_key_value is not None:
-        shared_out = grad_shared + ((batch * num_groups + group) * 2 * H + head) * DH + column
         shared_weight = shared_power / total
-        tl.store(shared_out + H * DH, tl.sum(shared_weight[:, None] * grad_out.to(tl.float32), axis=0))
         shared_value = tl.load(shared + H * DH).to(tl.float32)
         grad_shared_weight = tl.sum(grad_out.to(tl.float32) * shared_value[None, :], axis=1)
         mean_grad += shared_weight * grad_shared_weight
+        if grad_shared is not None:
+            shared_out = grad_shared + ((batch * num_groups + group) * 2 * H + head) * DH + column
+            tl.store(shared_out + H * DH, tl.sum(shared_weight[:, None] * grad_out.to(tl.float32), axis=0))
     grad_scores = weights * (grad_weights - mean_grad[:, None])
-    if time_bias is not None:
+    if grad_bias is not None:
         distance = tl.arange(0, WIDTH)
         sums = _sum_over_pairs(grad_scores, position, frame, is_alive, T, WIDTH)
         bias_out = grad_bias + tl.program_id(0).to(tl.int64) * (2 * T - 1)
@@ -177,8 +178,9 @@ def temporal_attention_bwd_kernel(
     if shared_key is not None:
         grad_shared_score = shared_weight * (grad_shared_weight - mean_grad)
         grad_query += grad_shared_score[:, None] * shared_key[None, :]
-        grad_shared_key = tl.sum(grad_shared_score[:, None] * query.to(tl.float32), axis=0) * scale
-        tl.store(shared_out, grad_shared_key)
+        if grad_shared is not None:
+            grad_shared_key = tl.sum(grad_shared_score[:, None] * query.to(tl.float32), axis=0) * scale
+            tl.store(shared_out, grad_shared_key)
     tl.store(out_start, (grad_query * scale).to(element), mask=is_row[:, None])
 
 
@@ -215,8 +217,11 @@ def temporal_attention_backward(
     shared_key_value: Tensor | None,
     is_causal: bool,
     num_skipped: int,
+    *,
+    needs_bias: bool,
+    needs_shared: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv, time_bias and shared_key_value, contiguous; without elements for what is None.
+    """Gradients of qkv, time_bias and shared_key_value, contiguous; without elements where it is not needed.
 
     The last two are float32: each program leaves its share, and torch adds the shares up, so without atomics.
     """
@@ -226,9 +231,9 @@ def temporal_attention_backward(
     num_groups, num_distances = triton.cdiv(num_tokens, block // num_frames), 2 * num_frames - 1
     grad_qkv = qkv.new_empty(qkv.shape)
     bias_shares = shared_shares = None
-    if time_bias is not None:
+    if needs_bias:
         bias_shares = qkv.new_empty(batch * num_groups, num_heads, num_distances, dtype=torch.float32)
-    if shared_key_value is not None:
+    if needs_shared:
         shared_shares = qkv.new_empty(batch, num_groups, 2, num_heads, head_dim, dtype=torch.float32)
     launching.launch(
         temporal_attention_bwd_kernel,
@@ -247,9 +252,11 @@ def temporal_attention_backward(
 def _tile(num_frames: int, dtype: torch.dtype, head_dim: int) -> tuple[int, int]:
     """Rows of a tile, a power of 2 that a sequence fits in, and the warps that share it."""
     if dtype == torch.float32:
-        # No tensor cores: a thread holds its operands in registers, and larger tiles than these spill.
-        return (32, max(head_dim // 8, 4)) if num_frames <= 32 else (64, 16)
-    # 64 rows are what one tensor-core instruction of sm_90 takes, and leave room for four programs at a time.
+        # No tensor cores: a thread holds its operands in registers. The larger tile spills with a shared key and heads
+        # of 64, with any number of warps.
+        return (32, max(head_dim // 8, 4)) if num_frames <= 32 else (64, 8)
+    # 64 rows are what one tensor-core instruction of sm_90 takes, and leave room for four programs at a time. 128 rows
+    # spill, with more warps as well; "auto" does not choose them.
     if num_frames <= 64:
         return 64, 8 if head_dim == 128 else 4
     return 128, 8

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from videolm_kernels.backend import Backend, choose_backend
+from videolm_kernels.backend import Backend, choose_backend, without_autocast
 from videolm_kernels.temporal_attention.eager import temporal_attention_eager
 from videolm_kernels.temporal_attention.reference import temporal_attention_reference
 
@@ -14,9 +14,9 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # By head width. In float32 a thread holds its operands in registers, and more frames would not fit.
 _MAX_FRAMES = {16: 128, 32: 128, 64: 128, 128: 128}
 _MAX_FRAMES_FLOAT32 = {16: 64, 32: 64, 64: 64, 128: 32}
-# Above these scaled_dot_product_attention should win, since its tiles are then full as well. A prediction from
-# counted bytes and FLOPs, not yet measured.
-_MAX_FASTER_FRAMES = {16: 96, 32: 96, 64: 96, 128: 64}
+# Above it scaled_dot_product_attention should win: its tiles are then full as well, and the kernel's of 128 rows take
+# more registers than a thread has. A prediction from counted bytes and machine code, not yet measured.
+_MAX_FASTER_FRAMES = 64
 
 
 def temporal_attention(
@@ -35,7 +35,7 @@ def temporal_attention(
     a floating-point tensor:
 
     - `lengths`: frames t >= lengths[b] do not exist: nobody attends to them and their own rows are zero, so a
-      clip of length 0 is all zeros;
+      clip of length 0 is all zeros; what stands in them must be finite, since "eager" multiplies it by zero;
     - `time_bias`, (H, 2T - 1) in float32 or the dtype of `qkv`: time_bias[h, t - s + T - 1] is added to the scaled
       score of query frame t and key frame s; -inf hides the pair, but a row must be left something to see;
     - `shared_key_value`: one more key and value of each clip, without bias, that every row sees whatever the
@@ -56,14 +56,15 @@ def temporal_attention(
         out: Tensor = _forward_op(qkv, lengths, time_bias, shared_key_value, is_causal, num_skipped)
         return out
     attend = temporal_attention_reference if choice.backend == "reference" else temporal_attention_eager
-    return attend(
-        qkv,
-        lengths=lengths,
-        time_bias=time_bias,
-        shared_key_value=shared_key_value,
-        is_causal=is_causal,
-        num_skipped=num_skipped,
-    )
+    with without_autocast(qkv.device):
+        return attend(
+            qkv,
+            lengths=lengths,
+            time_bias=time_bias,
+            shared_key_value=shared_key_value,
+            is_causal=is_causal,
+            num_skipped=num_skipped,
+        )
 
 
 def _check(
@@ -79,6 +80,8 @@ def _check(
     if qkv.dtype not in _DTYPES:
         raise TypeError(f"qkv must be float64, float32, float16 or bfloat16, got {qkv.dtype}")
     batch, num_frames, num_tokens, _, num_heads, head_dim = qkv.shape
+    if head_dim == 0:
+        raise ValueError(f"the heads of qkv must be at least 1 wide, got {tuple(qkv.shape)}")
     if not 0 <= num_skipped <= num_tokens:
         raise ValueError(
             f"num_skipped ({num_skipped}) must be between 0 and the {num_tokens} tokens of a frame"
@@ -123,10 +126,9 @@ def _cannot(qkv: Tensor) -> str:
 
 
 def _slower(qkv: Tensor) -> str:
-    num_frames, head_dim = qkv.shape[1], qkv.shape[5]
-    if num_frames <= _MAX_FASTER_FRAMES.get(head_dim, num_frames):
+    if qkv.shape[1] <= _MAX_FASTER_FRAMES:
         return ""
-    return f"{num_frames} frames fill the tiles of scaled_dot_product_attention"
+    return f"{qkv.shape[1]} frames fill the tiles of scaled_dot_product_attention"
 
 
 @torch.library.custom_op("videolm::temporal_attention", mutates_args=())
@@ -152,13 +154,16 @@ def _backward_op(
     shared_key_value: Tensor | None,
     is_causal: bool,
     num_skipped: int,
+    needs_bias: bool,
+    needs_shared: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv, time_bias and shared_key_value, the last two float32; empty for what is None."""
+    """Gradients of qkv, time_bias and shared_key_value, the last two float32; empty where it is not needed."""
     from videolm_kernels.temporal_attention.fused import temporal_attention_backward
 
     return temporal_attention_backward(
-        grad, qkv, lengths, time_bias, shared_key_value, is_causal, num_skipped
-    )
+        grad, qkv, lengths, time_bias, shared_key_value, is_causal, num_skipped,
+        needs_bias=needs_bias, needs_shared=needs_shared,
+    )  # fmt: skip
 
 
 @_forward_op.register_fake
@@ -173,11 +178,16 @@ def _backward_fake(
     lengths: Any,
     time_bias: Tensor | None,
     shared_key_value: Tensor | None,
-    *_: Any,
+    is_causal: bool,
+    num_skipped: int,
+    needs_bias: bool,
+    needs_shared: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_bias, grad_shared = (
-        qkv.new_empty(0) if given is None else given.new_empty(given.shape, dtype=torch.float32)
-        for given in (time_bias, shared_key_value)
+        given.new_empty(given.shape, dtype=torch.float32)
+        if given is not None and is_needed
+        else qkv.new_empty(0)
+        for given, is_needed in ((time_bias, needs_bias), (shared_key_value, needs_shared))
     )
     return qkv.new_empty(qkv.shape), grad_bias, grad_shared
 
@@ -188,11 +198,19 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    _, _, time_bias, shared_key_value = ctx.saved_tensors
-    grad_qkv, grad_bias, grad_shared = _backward_op(grad, *ctx.saved_tensors, *ctx.options)
-    grad_bias = None if time_bias is None else grad_bias.to(time_bias.dtype)
-    grad_shared = None if shared_key_value is None else grad_shared.to(shared_key_value.dtype)
-    return grad_qkv, None, grad_bias, grad_shared, None, None
+    qkv, lengths, time_bias, shared_key_value = ctx.saved_tensors
+    needs = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
+    grad_qkv, grad_bias, grad_shared = _backward_op(
+        grad, qkv, lengths, time_bias, shared_key_value, *ctx.options, *needs
+    )
+    return (
+        grad_qkv,
+        None,
+        grad_bias.to(time_bias.dtype) if needs[0] else None,
+        grad_shared.to(shared_key_value.dtype) if needs[1] else None,
+        None,
+        None,
+    )
 
 
 _forward_op.register_autograd(_differentiate, setup_context=_save)

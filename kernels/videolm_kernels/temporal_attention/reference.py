@@ -21,14 +21,17 @@ def temporal_attention_reference(
     """
     batch, num_frames, num_tokens, _, _, head_dim = qkv.shape
     exact_dtype = torch.promote_types(qkv.dtype, torch.float32)
-    query, key, value = qkv.to(exact_dtype).unbind(dim=3)
     frame = torch.arange(num_frames, device=qkv.device)
     distance = frame[:, None] - frame[None, :]
+    exists = frame.expand(batch, -1) < (num_frames if lengths is None else lengths[:, None])
+    takes_part = exists[:, :, None] & (torch.arange(num_tokens, device=qkv.device) >= num_skipped)
+    takes_part = takes_part[..., None, None]
+    # Not even a NaN of what takes no part is seen.
+    query, key, value = qkv.to(exact_dtype).masked_fill(~takes_part[..., None], 0).unbind(dim=3)
 
     scores = torch.einsum("btnhd,bsnhd->bnhts", query, key) / head_dim**0.5
     if time_bias is not None:
         scores = scores + time_bias.to(exact_dtype)[:, distance + num_frames - 1]
-    exists = frame.expand(batch, -1) < (num_frames if lengths is None else lengths[:, None])
     is_seen = exists[:, :, None] & exists[:, None, :]
     if is_causal:
         is_seen = is_seen & (distance >= 0)
@@ -48,5 +51,4 @@ def temporal_attention_reference(
     out = torch.einsum("bnhts,bsnhd->btnhd", weights[..., :num_frames], value)
     if shared_key_value is not None:
         out = out + torch.einsum("bnht,bhd->btnhd", weights[..., num_frames], shared_value)
-    is_skipped = torch.arange(num_tokens, device=qkv.device) < num_skipped
-    return out.masked_fill(is_skipped[:, None, None], 0).to(qkv.dtype)
+    return out.masked_fill(~takes_part, 0).to(qkv.dtype)

@@ -1,6 +1,6 @@
 """Token interaction from torch's own operations, block by block: what runs where no kernel does."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,33 @@ from torch.utils.checkpoint import checkpoint
 # on one CPU core (torch 2.13), for 128 texts of 32 words and 128 videos of 12 frames: with a maximum 1.1 and 1.0 in
 # float32, 1.3 and 1.5 in bfloat16; with a softmax 2.5 and 1.2, 4.3 and 1.9. Blocks of 4 and 64 MiB are no faster.
 BLOCK_BYTES = 16 * 2**20
+
+
+class _Products(torch.autograd.Function):
+    """words @ frames.T with both rounded to `dtype`, the result and the gradients in that of the words.
+
+    It keeps words and frames as they came, views of what exists in any case. Autograd's own would keep the rounded
+    copies of every block, together more than all products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, words: Tensor, frames: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(words, frames)
+        ctx.dtype = dtype
+        return (words.to(dtype).flatten(0, 1) @ frames.to(dtype).flatten(0, 1).T).to(words.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        words, frames = ctx.saved_tensors
+        upstream = upstream.to(ctx.dtype)
+        of_words = of_frames = None
+        if ctx.needs_input_grad[0]:
+            of_words = upstream @ frames.to(ctx.dtype).flatten(0, 1)
+            of_words = of_words.to(words.dtype).view(words.shape)
+        if ctx.needs_input_grad[1]:
+            of_frames = upstream.T @ words.to(ctx.dtype).flatten(0, 1)
+            of_frames = of_frames.to(frames.dtype).view(frames.shape)
+        return of_words, of_frames, None
 
 
 class _Options(NamedTuple):
@@ -97,9 +124,9 @@ def _scores(
 ) -> Tensor:
     """Scores of one block: words (n, L, d), frames (T, m, d) and frame_mask (T, m) give (n, m)."""
     dtype, pool_scale, total_scale, sides = options
-    (n, num_words, dim), (num_frames, m, _) = words.shape, frames.shape
-    products = words.to(dtype).view(-1, dim) @ frames.to(dtype).reshape(-1, dim).T
-    products = products.to(words.dtype).view(n, num_words, num_frames, m)
+    (n, num_words, _), (num_frames, m, _) = words.shape, frames.shape
+    products: Tensor = _Products.apply(words, frames, dtype)  # type: ignore[no-untyped-call]
+    products = products.view(n, num_words, num_frames, m)
     totals = []
     if sides != "frames":
         best = _pooled(products, frame_mask[None, None], pool_scale, dim=2)

@@ -1,5 +1,6 @@
 """How the kernels of token interaction are started, forward and backward."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,6 @@ from videolm_kernels.token_interaction.op import MOST_TOKENS_IN_A_TILE
 # Gradients of products that exist at a time: enough for matrix products at full speed, little beside a GPU's memory.
 CHUNK_BYTES = 256 * 2**20
 
-_LOG2_E = 1.4426950408889634
 _EXCHANGED = {"both": "both", "words": "frames", "frames": "words"}
 
 
@@ -123,7 +123,7 @@ def _score(rows: _Side, cols: _Side, scores: Tensor, options: _Options) -> None:
         (num_row_tiles * num_col_tiles,),
         scores,
         *scores.stride(),
-        *_inputs(rows, cols, options),
+        *_inputs(rows, cols, tile, options),
         **_constants(rows, cols, tile, options),
     )
 
@@ -136,7 +136,7 @@ def _gradients(
     # What a token that does not exist holds may be NaN, which a gradient of 0 would not stop.
     existing_rows = rows.tokens.masked_fill(~rows.mask[:, :, None], 0)
     existing_cols = cols.tokens.masked_fill(~cols.mask[:, :, None], 0)
-    tile = _tile(rows, cols, width=64)
+    tile = _tile(rows, cols, width=_gradient_width(rows, cols, options))
     row_step, col_step = _chunk(rows, cols, tile)
     for r in range(0, upstream.shape[0], row_step):
         for c in range(0, upstream.shape[1], col_step):
@@ -145,13 +145,20 @@ def _gradients(
                 upstream[at_r, at_c], rows.part(at_r), cols.part(at_c), tile, options
             )
             of_some_rows, of_some_cols = of_rows.tokens[at_r], of_cols.tokens[at_c]
-            of_some_rows += (of_products @ existing_cols[at_c].flatten(0, 1)).view_as(of_some_rows)
-            of_some_cols += (of_products.T @ existing_rows[at_r].flatten(0, 1)).view_as(of_some_cols)
+            of_some_rows += _product(of_products, existing_cols[at_c].flatten(0, 1)).view_as(of_some_rows)
+            of_some_cols += _product(of_products.T, existing_rows[at_r].flatten(0, 1)).view_as(of_some_cols)
             if of_rows.weights is not None and options.sides != "frames":
                 of_rows.weights[at_r] += of_row_weights.sum(dim=0)
             if of_cols.weights is not None and options.sides != "words":
                 of_cols.weights[at_c] += of_col_weights.sum(dim=0)
     return of_rows, of_cols
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Matrix product in float32: the sum over a chunk can be more than float16 holds."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
 
 
 def _zeros(side: _Side) -> _Gradients:
@@ -175,7 +182,7 @@ def _product_gradients(
         of_row_weights,
         of_col_weights,
         *upstream.stride(),
-        *_inputs(rows, cols, options),
+        *_inputs(rows, cols, tile, options),
         **_constants(rows, cols, tile, options),
     )
     return of_products, of_row_weights, of_col_weights
@@ -194,10 +201,16 @@ def _tile(rows: _Side, cols: _Side, *, width: int) -> _Tile:
     Registers decide: 128 x 128 products feed the 16-bit tensor cores best, but only the forward pass with a maximum
     keeps so little of each product that they fit; 64 columns do for the rest, and 64 x 64 in float32.
     """
-    height, width = (64, 64) if rows.tokens.dtype == torch.float32 else (128, width)
+    height, width = (64, min(64, width)) if rows.tokens.dtype == torch.float32 else (128, width)
     row_tokens = triton.next_power_of_2(rows.mask.shape[1])
     col_tokens = min(triton.next_power_of_2(cols.mask.shape[1]), width)
     return _Tile(max(1, height // row_tokens), row_tokens, width // col_tokens, col_tokens)
+
+
+def _gradient_width(rows: _Side, cols: _Side, options: _Options) -> int:
+    """Columns of a tile in the backward pass: with few tokens to pool, a tile has as many pooled values as products."""
+    few_tokens = min(rows.mask.shape[1], cols.mask.shape[1]) <= 8
+    return 32 if few_tokens and options.pool_scale is not None and options.sides == "both" else 64
 
 
 def _num_tiles(rows: _Side, cols: _Side, tile: _Tile) -> tuple[int, int]:
@@ -206,7 +219,7 @@ def _num_tiles(rows: _Side, cols: _Side, tile: _Tile) -> tuple[int, int]:
     return num_row_tiles, num_col_tiles
 
 
-def _inputs(rows: _Side, cols: _Side, options: _Options) -> tuple[Any, ...]:
+def _inputs(rows: _Side, cols: _Side, tile: _Tile, options: _Options) -> tuple[Any, ...]:
     """What both kernels take: the two sides, their sizes and strides, the scales."""
     return (
         rows.tokens,
@@ -218,18 +231,29 @@ def _inputs(rows: _Side, cols: _Side, options: _Options) -> tuple[Any, ...]:
         rows.tokens.shape[0],
         cols.tokens.shape[0],
         rows.tokens.shape[1],
+        cols.tokens.shape[1] // _unit(cols, tile),
         *rows.tokens.stride()[:2],
         *cols.tokens.stride()[:2],
-        (options.pool_scale or 0.0) * _LOG2_E,
-        (options.total_scale or 0.0) * _LOG2_E,
+        (options.pool_scale or 0.0) / math.log(2),
+        (options.total_scale or 0.0) / math.log(2),
     )
+
+
+def _unit(cols: _Side, tile: _Tile) -> int:
+    """What the number of column tokens is a multiple of, for the compiler: a power of two, so that few are compiled.
+
+    In chunks it is the number itself. Those are patches, always the same of a model, and registers are scarce.
+    """
+    num_tokens = cols.mask.shape[1]
+    return num_tokens if num_tokens > tile.col_tokens else min(num_tokens & -num_tokens, 16)
 
 
 def _constants(rows: _Side, cols: _Side, tile: _Tile, options: _Options) -> dict[str, Any]:
     dtype, dim = rows.tokens.dtype, rows.tokens.shape[2]
     most_columns, num_stages = (32, 2) if dtype == torch.float32 else (64, 3)
     return {
-        "T": cols.mask.shape[1],
+        "UNIT": _unit(cols, tile),
+        "IS_ONE_CHUNK": cols.mask.shape[1] <= tile.col_tokens,
         "D": dim,
         "ROW_ITEMS": tile.row_items,
         "ROW_TOKENS": tile.row_tokens,

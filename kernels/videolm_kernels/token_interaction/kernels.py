@@ -1,7 +1,8 @@
 """The Triton kernels of token interaction: a tile holds all tokens of several texts against those of several videos.
 
 In here the two sides are rows and columns, since fused.py exchanges them where only the frames fit a tile. A row item
-(a text) has L tokens, all of them in the tile; a column item has T tokens, of which a tile may hold a chunk.
+(a text) has L tokens, all of them in the tile; a column item has T tokens, of which a tile may hold a chunk. T comes
+as a number of units, so that one compiled kernel serves many T and still knows how wide it may store.
 """
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
@@ -153,13 +154,15 @@ def token_interaction_fwd_kernel(
     A,
     V,
     L,
+    T_UNITS,
     row_stride_item,
     row_stride_token,
     col_stride_item,
     col_stride_token,
     pool_log2e,
     total_log2e,
-    T: tl.constexpr,
+    UNIT: tl.constexpr,
+    IS_ONE_CHUNK: tl.constexpr,
     D: tl.constexpr,
     ROW_ITEMS: tl.constexpr,
     ROW_TOKENS: tl.constexpr,
@@ -173,6 +176,8 @@ def token_interaction_fwd_kernel(
     UPCAST: tl.constexpr,
 ):
     """scores[a, v]: the mean of the row side and the column side, or the one of them that is wanted."""
+    num_tokens = T_UNITS * UNIT
+    end = COL_TOKENS if IS_ONE_CHUNK else num_tokens
     i_row, i_col = _first_items(A, V, ROW_ITEMS, COL_ITEMS)
     row0, col0 = i_row * ROW_ITEMS, i_col * COL_ITEMS
     o_row, m_row = _offsets(row0, 0, A, L, ROW_ITEMS, ROW_TOKENS)
@@ -183,8 +188,8 @@ def token_interaction_fwd_kernel(
     col_nothing = tl.zeros((ROW_ITEMS, COL_ITEMS), tl.float32)
     col_pooled = (col_nothing + LOWEST, col_nothing, col_nothing)
     total = col_nothing
-    for t0 in range(0, T, COL_TOKENS):
-        o_col, m_col = _offsets(col0, t0, V, T, COL_ITEMS, COL_TOKENS)
+    for t0 in range(0, end, COL_TOKENS):
+        o_col, m_col = _offsets(col0, t0, V, num_tokens, COL_ITEMS, COL_TOKENS)
         col_exists = tl.load(col_mask + o_col, mask=m_col, other=0) != 0
         s = _products(
             rows, cols, row0, col0, t0, row_exists, col_exists,
@@ -236,13 +241,15 @@ def token_interaction_bwd_kernel(
     A,
     V,
     L,
+    T_UNITS,
     row_stride_item,
     row_stride_token,
     col_stride_item,
     col_stride_token,
     pool_log2e,
     total_log2e,
-    T: tl.constexpr,
+    UNIT: tl.constexpr,
+    IS_ONE_CHUNK: tl.constexpr,
     D: tl.constexpr,
     ROW_ITEMS: tl.constexpr,
     ROW_TOKENS: tl.constexpr,
@@ -261,6 +268,8 @@ def token_interaction_bwd_kernel(
     Two passes over the columns: what a token's pooled value is must be known before its derivative is. Where one
     chunk is all there is, the second pass finds the products of the first.
     """
+    num_tokens = T_UNITS * UNIT
+    end = COL_TOKENS if IS_ONE_CHUNK else num_tokens
     i_row, i_col = _first_items(A, V, ROW_ITEMS, COL_ITEMS)
     row0, col0 = i_row * ROW_ITEMS, i_col * COL_ITEMS
     o_row, m_row = _offsets(row0, 0, A, L, ROW_ITEMS, ROW_TOKENS)
@@ -278,8 +287,8 @@ def token_interaction_bwd_kernel(
     col_nothing = tl.zeros((ROW_ITEMS, COL_ITEMS), tl.float32)
     col_pooled = (col_nothing + LOWEST, col_nothing, col_nothing)
     s = tl.zeros((ROW_ITEMS, ROW_TOKENS, COL_ITEMS, COL_TOKENS), tl.float32)
-    for t0 in range(0, T, COL_TOKENS):
-        o_col, m_col = _offsets(col0, t0, V, T, COL_ITEMS, COL_TOKENS)
+    for t0 in range(0, end, COL_TOKENS):
+        o_col, m_col = _offsets(col0, t0, V, num_tokens, COL_ITEMS, COL_TOKENS)
         col_exists = tl.load(col_mask + o_col, mask=m_col, other=0) != 0
         s = _products(
             rows, cols, row0, col0, t0, row_exists, col_exists,
@@ -301,7 +310,7 @@ def token_interaction_bwd_kernel(
                 col_pooled = _merged(col_pooled, col_chunk, total_log2e, True)
             else:
                 part = tl.sum(best * up[:, :, None], 0)
-                tl.store(d_col_weights + i_row.to(tl.int64) * V * T + o_col, part, mask=m_col)
+                tl.store(d_col_weights + i_row.to(tl.int64) * V * num_tokens + o_col, part, mask=m_col)
 
     if ROW_SIDE:
         row_best = _value(row_pooled, SOFTMAX_POOL)  # [ROW_ITEMS, ROW_TOKENS, COL_ITEMS]
@@ -314,10 +323,10 @@ def token_interaction_bwd_kernel(
             d_row_best = tl.load(row_weights + o_row, mask=m_row, other=0.0)[:, :, None]
         d_row_best = d_row_best * up[:, None, :]
 
-    for t0 in range(0, T, COL_TOKENS):
-        o_col, m_col = _offsets(col0, t0, V, T, COL_ITEMS, COL_TOKENS)
+    for t0 in range(0, end, COL_TOKENS):
+        o_col, m_col = _offsets(col0, t0, V, num_tokens, COL_ITEMS, COL_TOKENS)
         col_exists = tl.load(col_mask + o_col, mask=m_col, other=0) != 0
-        if T > COL_TOKENS:
+        if not IS_ONE_CHUNK:
             s = _products(
                 rows, cols, row0, col0, t0, row_exists, col_exists,
                 row_stride_item, row_stride_token, col_stride_item, col_stride_token, D, BLOCK_D, UPCAST,
@@ -345,7 +354,7 @@ def token_interaction_bwd_kernel(
                 d_best = tl.load(col_weights + o_col, mask=m_col, other=0.0)[None, :, :]
             d_s += share * (d_best * up[:, :, None])[:, None, :, :]
         d_s = tl.where(row_exists[:, :, None, None] & col_exists[None, None, :, :], d_s, 0.0)
-        p_products = d_products + o_row[:, :, None, None] * (V * T) + o_col[None, None, :, :]
+        p_products = d_products + o_row[:, :, None, None] * (V * num_tokens) + o_col[None, None, :, :]
         tl.store(
             p_products,
             d_s.to(d_products.dtype.element_ty),

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from videolm_kernels.backend import Backend, choose_backend
+from videolm_kernels.backend import Backend, choose_backend, without_autocast
 from videolm_kernels.token_interaction.eager import token_interaction_eager
 from videolm_kernels.token_interaction.reference import token_interaction_reference
 
@@ -42,8 +42,8 @@ def token_interaction(
     default to one over the number of tokens.
 
     A token whose mask is False takes no part, whatever it holds; a text or video without any token scores 0 and
-    gets no gradient. The result is float32 (float64 for float64), and no more than it and a bounded number of
-    products exist at a time.
+    gets no gradient. Products have to be NaN or finite and above -1e30. The result is float32 (float64 for
+    float64), and no more than it and a bounded number of products exist at a time.
 
     Sources: arXiv 2203.07111 (TI, WTI), 2111.07783 (FILIP), 2311.15075 (Mug); README.md beside this file has the
     table of heads and settings.
@@ -65,7 +65,11 @@ def token_interaction(
             raise ValueError(f"{name} would have no effect with {reason}; leave one of the two out")
 
     choice = choose_backend(
-        "token_interaction", backend=backend, device=words.device, cannot=_why_no_kernel(words, frames)
+        "token_interaction",
+        backend=backend,
+        device=words.device,
+        cannot=_why_no_kernel(words, frames),
+        slower=_slower(words),
     )
     word_mask = _given_or_all(word_mask, words)
     frame_mask = _given_or_all(frame_mask, frames)
@@ -80,12 +84,14 @@ def token_interaction(
         total_scale,
         sides,
     )
-    if choice.backend == "reference":
-        return token_interaction_reference(*arguments)
-    if choice.backend == "eager":
+    if choice.backend == "triton":
+        scores: Tensor = _forward_op(*arguments)
+        return scores
+    # Autocast would multiply in 16 bits what came in float32.
+    with without_autocast(words.device):
+        if choice.backend == "reference":
+            return token_interaction_reference(*arguments)
         return token_interaction_eager(*arguments)
-    scores: Tensor = _forward_op(*arguments)
-    return scores
 
 
 def _given_or_all(mask: Tensor | None, tokens: Tensor) -> Tensor:
@@ -140,18 +146,19 @@ def _backward_op(
     """Gradients of words, frames and both weights; the last two are empty where there are no weights."""
     from videolm_kernels.token_interaction.fused import token_interaction_backward
 
-    return token_interaction_backward(
-        upstream,
-        words,
-        frames,
-        word_mask,
-        frame_mask,
-        word_weights,
-        frame_weights,
-        pool_scale,
-        total_scale,
-        sides,
-    )
+    with without_autocast(words.device):
+        return token_interaction_backward(
+            upstream,
+            words,
+            frames,
+            word_mask,
+            frame_mask,
+            word_weights,
+            frame_weights,
+            pool_scale,
+            total_scale,
+            sides,
+        )
 
 
 @_backward_op.register_fake
@@ -197,6 +204,12 @@ def _why_no_kernel(words: Tensor, frames: Tensor) -> str:
             f"one side has to fit a tile of {MOST_TOKENS_IN_A_TILE} tokens, and there are {words.shape[1]} words "
             f"and {frames.shape[1]} frames"
         )
+    return ""
+
+
+def _slower(words: Tensor) -> str:
+    if words.dtype == torch.float32:
+        return "in float32 the kernel has no tensor cores to multiply with"
     return ""
 
 

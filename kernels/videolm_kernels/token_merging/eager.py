@@ -46,8 +46,8 @@ def match_tokens_eager(metric: Tensor, num_merged: int, num_protected: int) -> M
 # beside the pass that copies the kept rows. The time of the paper's formula, sums by scatter_add over all rows, over
 # this one's on one CPU core with AMX (torch 2.13), for 12 frames of 197 tokens of 768 with a residual and sizes, 4
 # and 16 of them merged: bfloat16 4.7 and 3.6 forward, 6.8 and 5 with the backward pass; float32 above 8 and 2.6, 3.7
-# and 3.5. In bfloat16 with 4 merged a match takes 0.33 ms, half of it the product, and a merge 0.5 to 0.6 ms, of which
-# the addition of the residual, which every block does, is 0.27.
+# and 3.5. In bfloat16 with 4 merged a match takes 0.33 ms, half of it the product, and a merge 0.45 to 0.5 ms, of which
+# the addition of the residual, which every block does, is 0.24.
 def merge_tokens_eager(
     tokens: Tensor, sizes: Tensor | None, match: Match, residual: Tensor | None, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -70,8 +70,8 @@ def _merge(
     dst_idx: Tensor,
     keep_idx: Tensor,
     assignment: Tensor,
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """The merged tokens, their sizes, and what the backward pass reads: coefficients and rows of the groups.
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """The merged tokens, their sizes, and what the backward pass reads: the tokens of the groups, their coefficients.
 
     A row whose group is one token is copied. The others, at most r of a sequence, are computed beside it in float32
     and written over it.
@@ -79,31 +79,38 @@ def _merge(
     batch, num_tokens, width = tokens.shape
     num_merged, num_kept = src_idx.shape[1], keep_idx.shape[1]
     exact = torch.promote_types(tokens.dtype, torch.float32)
-    src, dst, keep = (_flat(idx, num_tokens) for idx in (src_idx, dst_idx, keep_idx))
-    dst_rows = _flat(assignment.gather(1, src_idx.long()), num_kept)
+    # Rows of all sequences, one after the other.
+    sequence = torch.arange(batch, device=tokens.device)[:, None]
+    src, dst, keep = ((idx + sequence * num_tokens).flatten() for idx in (src_idx, dst_idx, keep_idx))
+    dst_rows = (assignment.gather(1, src_idx.long()) + sequence * num_kept).flatten()
+    joined = torch.cat([dst, src])
 
     if sizes is None:
         sizes = torch.ones(batch, num_tokens, device=tokens.device)
+    new_sizes = _sums(sizes, src, dst_rows, keep)
     shares = sizes if weights is None else sizes.to(exact) * weights
-    new_sizes = _sums(sizes, src, dst_rows, keep).view(batch, num_kept)
-    totals = (new_sizes if weights is None else _sums(shares, src, dst_rows, keep)).view(-1, 1)
-    totals = totals.to(exact)[dst_rows]
-    is_zero = totals == 0
-    totals = totals.masked_fill(is_zero, 1)
-    shares = shares.reshape(-1, 1).to(exact)
-    src_share = (shares[src] / totals).masked_fill(is_zero, 0)
-    dst_share = (shares[dst] / totals).masked_fill(is_zero, 1)
+    totals = new_sizes if weights is None else _sums(shares, src, dst_rows, keep)
+    totals = totals.index_select(0, dst_rows).to(exact)
+    shares = shares.flatten().index_select(0, joined).view(2, -1) / totals
+    shares.masked_fill_(totals == 0, 0)
+    shares[0].masked_fill_(totals == 0, 1)
+    shares = shares.view(-1, 1)
 
-    tokens = tokens.reshape(-1, width)
-    residual = None if residual is None else residual.reshape(-1, width)
+    tokens = tokens.reshape(batch * num_tokens, width)
+    residual = None if residual is None else residual.reshape(batch * num_tokens, width)
     summed = tokens if residual is None else tokens + residual
     merged = summed.index_select(0, keep).to(tokens.dtype)
+    # Added before it is rounded: a merged row is rounded once.
+    rows = tokens.index_select(0, joined).to(exact)
+    if residual is not None:
+        rows += residual.index_select(0, joined)
+    rows *= shares
     # `dst_idx` ascends: a group is gathered in the slot of the first of its sources.
-    slot = _flat(torch.searchsorted(dst_idx, dst_idx), num_merged)
-    groups = _rows(tokens, residual, dst, exact) * dst_share
-    groups.index_add_(0, slot, _rows(tokens, residual, src, exact) * src_share)
+    dst_idx = dst_idx.contiguous()
+    slot = (torch.searchsorted(dst_idx, dst_idx) + sequence * num_merged).flatten()
+    groups = rows[: len(dst)].index_add_(0, slot, rows[len(dst) :])
     merged.index_copy_(0, dst_rows, groups.to(tokens.dtype).index_select(0, slot))
-    return merged.view(batch, num_kept, width), new_sizes, (src, dst, src_share, dst_share)
+    return merged.view(batch, num_kept, width), new_sizes.view(batch, num_kept), (joined, shares)
 
 
 class _Merge(torch.autograd.Function):
@@ -131,30 +138,19 @@ class _Merge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_merged: Tensor, d_sizes: Tensor) -> tuple[Tensor | None, ...]:
-        assignment, src, dst, src_share, dst_share = ctx.saved_tensors
-        d_merged_rows = d_merged.reshape(-1, d_merged.shape[2])
-        d_tokens = d_merged_rows.index_select(0, _flat(assignment, d_merged.shape[1]))
-        for tokens, share in ((src, src_share), (dst, dst_share)):
-            scaled = d_tokens.index_select(0, tokens) * share
-            d_tokens.index_copy_(0, tokens, scaled.to(d_tokens.dtype))
-        d_tokens = d_tokens.view(*assignment.shape, -1)
+        assignment, joined, shares = ctx.saved_tensors
+        batch, num_kept, width = d_merged.shape
+        rows = assignment + torch.arange(batch, device=assignment.device)[:, None] * num_kept
+        d_tokens = d_merged.reshape(batch * num_kept, width).index_select(0, rows.flatten())
+        scaled = d_tokens.index_select(0, joined) * shares
+        d_tokens.index_copy_(0, joined, scaled.to(d_tokens.dtype))
+        d_tokens = d_tokens.view(*assignment.shape, width)
         dtype, residual_dtype = ctx.dtypes
         d_residual = None if residual_dtype is None else d_tokens.to(residual_dtype)
         return d_tokens.to(dtype), d_residual, None, None, None, None, None, None
 
 
-def _flat(idx: Tensor, num_rows: int) -> Tensor:
-    """Row indices (B, n) as indices into the rows of all sequences, one after the other."""
-    return (idx + torch.arange(idx.shape[0], device=idx.device)[:, None] * num_rows).flatten()
-
-
 def _sums(values: Tensor, src: Tensor, dst_rows: Tensor, keep: Tensor) -> Tensor:
     """Sum of (B, N) values over each group, flat."""
-    values = values.reshape(-1)
-    return values[keep].index_add_(0, dst_rows, values[src])
-
-
-def _rows(tokens: Tensor, residual: Tensor | None, index: Tensor, dtype: torch.dtype) -> Tensor:
-    """Those rows of tokens + residual, added in `dtype`: a merged row is rounded once."""
-    rows = tokens.index_select(0, index).to(dtype)
-    return rows if residual is None else rows + residual.index_select(0, index)
+    values = values.flatten()
+    return values.index_select(0, keep).index_add_(0, dst_rows, values.index_select(0, src))

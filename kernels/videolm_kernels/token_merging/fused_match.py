@@ -219,10 +219,11 @@ def match_tokens_forward(
     strides = (metric.stride(0), metric.stride(1))
     if max(num_a, num_b) <= MAX_SMALL_SET:
         block_a, block_b = (max(16, triton.next_power_of_2(num)) for num in (num_a, num_b))
+        num_warps = min(max(block_a, block_b) // (4 if is_wide else 16), 16)
         launching.launch(
             match_small_kernel, (batch,), metric, src_idx, dst_idx, keep_idx, assignment,
             num_tokens, *geometry, num_merged, num_protected, *strides,
-            num_warps=max(block_a, block_b) // (8 if is_wide else 16), BLOCK_A=block_a, BLOCK_B=block_b, **constants,
+            num_warps=num_warps, BLOCK_A=block_a, BLOCK_B=block_b, **constants,
         )  # fmt: skip
         return src_idx, dst_idx, keep_idx, assignment
 

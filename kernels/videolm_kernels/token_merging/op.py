@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from videolm_kernels.backend import Backend, choose_backend
+from videolm_kernels.backend import Backend, choose_backend, without_autocast
 from videolm_kernels.token_merging.eager import match_tokens_eager, merge_tokens_eager
 from videolm_kernels.token_merging.match import Match, max_merged
 from videolm_kernels.token_merging.reference import match_tokens_reference, merge_tokens_reference
@@ -34,9 +34,9 @@ def match_tokens(
     )
     if choice.backend == "triton":
         return Match(*_match_op(metric, num_merged, num_protected))
-    if choice.backend == "reference":
-        return match_tokens_reference(metric, num_merged, num_protected)
-    return match_tokens_eager(metric, num_merged, num_protected)
+    match = match_tokens_reference if choice.backend == "reference" else match_tokens_eager
+    with without_autocast(metric.device):
+        return match(metric, num_merged, num_protected)
 
 
 def merge_tokens(
@@ -51,7 +51,8 @@ def merge_tokens(
     """Weighted mean of the tokens of every group of `match`, and the sums of their sizes.
 
     Row o is Σ w x / Σ w over its group, with x = tokens + residual and w = sizes * weights; without sizes each
-    token counts 1, and a group whose Σ w is 0 keeps the value of the token that remains. Sums are kept in float32
+    token counts 1, and a group whose Σ w is 0 keeps the value of the token that remains. Weights must be finite: a
+    NaN makes its whole group NaN, and of a group of one token only in some backends. Sums are kept in float32
     (float64 for float64 tokens). The gradient reaches tokens and residual; sizes and weights have none.
 
     Sources: arXiv 2210.09461 (sizes), arXiv 2403.13347 (vid-TLDR: saliency as `weights`).
@@ -67,9 +68,9 @@ def merge_tokens(
         indices = (match.src_idx, match.dst_idx, match.keep_idx, match.assignment)
         merged, new_sizes, _ = _merge_op(tokens, sizes, residual, weights, *indices)
         return merged, new_sizes.detach()
-    if choice.backend == "reference":
-        return merge_tokens_reference(tokens, sizes, match, residual, weights)
-    return merge_tokens_eager(tokens, sizes, match, residual, weights)
+    merge = merge_tokens_reference if choice.backend == "reference" else merge_tokens_eager
+    with without_autocast(tokens.device):
+        return merge(tokens, sizes, match, residual, weights)
 
 
 def unmerge_tokens(
@@ -80,7 +81,8 @@ def unmerge_tokens(
     if merged.ndim != 3 or merged.shape[:2] != (batch, num_kept):
         raise ValueError(f"merged must be ({batch}, {num_kept}, D) for this match, got {tuple(merged.shape)}")
     rows = match.assignment + torch.arange(batch, device=merged.device)[:, None] * num_kept
-    return merged.reshape(-1, merged.shape[2]).index_select(0, rows.flatten()).view(*rows.shape, -1)
+    width = merged.shape[2]
+    return merged.reshape(batch * num_kept, width).index_select(0, rows.flatten()).view(*rows.shape, width)
 
 
 def _check_metric(metric: Tensor, num_merged: int, num_protected: int) -> None:

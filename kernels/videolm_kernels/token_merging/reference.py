@@ -1,7 +1,6 @@
 """The truth that every other implementation of token merging is held against: plain torch, no tricks."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from videolm_kernels.token_merging.match import Match
@@ -35,6 +34,9 @@ def match_tokens_reference(metric: Tensor, num_merged: int, num_protected: int) 
         assignment[keep_idx] = torch.arange(len(keep_idx), device=metric.device)
         assignment[src_idx] = assignment[dst_idx]
         matches.append((src_idx, dst_idx, keep_idx, assignment))
+    if not matches:
+        counts = (num_merged, num_merged, num_tokens - num_merged, num_tokens)
+        return Match(*(index.new_empty(0, count).int() for count in counts))
     return Match(*(torch.stack(rows).int() for rows in zip(*matches, strict=True)))
 
 
@@ -45,10 +47,11 @@ def merge_tokens_reference(
     exact = torch.promote_types(tokens.dtype, torch.float32)
     summed = tokens.to(exact) if residual is None else tokens.to(exact) + residual.to(exact)
     num_kept, num_tokens = match.keep_idx.shape[1], tokens.shape[1]
-    belongs = F.one_hot(match.assignment.long(), num_kept).transpose(1, 2).to(exact)
-    is_kept = F.one_hot(match.keep_idx.long(), num_tokens).to(exact)
+    row, token = (torch.arange(num, device=tokens.device) for num in (num_kept, num_tokens))
+    belongs = (match.assignment[:, None, :] == row[:, None]).to(exact)
+    is_kept = (match.keep_idx[:, :, None] == token).to(exact)
 
-    counts = torch.ones_like(tokens[:, :, 0], dtype=exact) if sizes is None else sizes.detach().to(exact)
+    counts = torch.ones_like(match.assignment, dtype=exact) if sizes is None else sizes.detach().to(exact)
     share = counts if weights is None else counts * weights.detach().to(exact)
     weighted = belongs * share[:, None, :]
     total = weighted.sum(dim=-1, keepdim=True)
