@@ -346,7 +346,15 @@ def test_an_index_made_before_a_setting_existed_stays_open(tmp_path: Path) -> No
     assert len(videolm.open_index(tmp_path / "index")) == 2
     description["settings"]["preprocessing"]["interpolation"] = "bilinear"
     path.write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="has the same weights but another preprocessing"):
+    with pytest.raises(
+        ValueError,
+        match=r"has the same weights but another interpolation \('bilinear' there, 'bicubic' here\)",
+    ):
+        videolm.open_index(tmp_path / "index")
+    description["settings"]["preprocessing"]["interpolation"] = "bicubic"
+    description["settings"]["shape"]["of_a_later_version"] = 1
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"another of_a_later_version \(1 there, None here\)"):
         videolm.open_index(tmp_path / "index")
 
 

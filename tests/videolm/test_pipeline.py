@@ -4,6 +4,7 @@ import inspect
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -727,8 +728,8 @@ def test_unknown_words_are_named_and_a_query_of_nothing_else_is_refused(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"shape": {"activation": "gelu"}}, "shape"),
-        ({"preprocessing": {"mean": [0.0, 0.0, 0.0]}}, "preprocessing"),
+        ({"shape": {"activation": "gelu"}}, "activation ('quick_gelu' there, 'gelu' here)"),
+        ({"preprocessing": {"mean": [0.0, 0.0, 0.0]}}, "mean ("),
     ],
     ids=["shape", "preprocessing"],
 )
@@ -741,9 +742,9 @@ def test_an_index_refuses_the_same_weights_in_another_model(
     for key, values in change.items():
         card[key] |= values
     (tmp_path / "model" / "videolm.json").write_text(json.dumps(card))
-    with pytest.raises(ValueError, match=f"has the same weights but another {named}"):
+    with pytest.raises(ValueError, match=re.escape(f"has the same weights but another {named}")):
         open_index(tmp_path / "index", load(tmp_path / "model"))
-    with pytest.raises(ValueError, match=f"was made otherwise: {named}"):
+    with pytest.raises(ValueError, match=f"was made otherwise: {next(iter(change))}"):
         load(tmp_path / "model").index(videos, tmp_path / "index")
 
 

@@ -29,7 +29,7 @@ _RUNNING = "retry_failed overwrite max_failures show_progress_bar"
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        (videolm.load, "name * device dtype revision allow_untrained"),
+        (videolm.load, "name * device dtype revision reduce allow_untrained"),
         (videolm.open_index, "folder model"),
         (videolm.list_models, ""),
         (videolm.open_video, "path * decoder limits square_pixels"),

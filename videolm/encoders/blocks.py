@@ -22,7 +22,8 @@ class Grid:
 
     tokens: Float[Tensor, "batch frames tokens width"]
     sizes: Float[Tensor, "batch frames tokens"] | None = None
-    """float32; how many original tokens each one stands for, 0 for one that no other sees; None: one each."""
+    """float32; how often each one counts as a key, and in the group that it is merged into: once for each original
+    token, or less where a plan weighs them by saliency; 0 for one that no other sees; None: once each."""
     lengths: Int[Tensor, " batch"] | None = None
     """Frames of each clip that exist; None: all of them."""
     num_class_tokens: int = 1

@@ -47,11 +47,7 @@ class AttentionPool(nn.Module):
         key_value = F.linear(tokens, weight[width:], bias[width:])
         key_value = key_value.view(batch * frames, num_tokens, 2, self.num_heads, head_dim)
         key, value = key_value.permute(2, 0, 3, 1, 4)
-        log_sizes = None
-        if sizes is not None:
-            # The lowest finite value, not -inf: a frame in which nothing is seen would give NaN.
-            log_sizes = sizes.log().to(query.dtype).clamp(min=torch.finfo(query.dtype).min)
-            log_sizes = log_sizes.reshape(-1, 1, 1, num_tokens)
+        log_sizes = None if sizes is None else sizes.log().reshape(-1, 1, 1, num_tokens)
         attended = attend(
             query.view(1, self.num_heads, 1, head_dim).expand(batch * frames, -1, -1, -1),
             key,

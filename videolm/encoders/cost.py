@@ -26,9 +26,9 @@ class LayerCost:
 def count_macs(shape: CLIPShape, *, num_frames: int) -> int:
     """Multiply-accumulate operations of the vision tower on one clip, `shape.reduce` being carried out.
 
-    Papers print the number as "GFLOPs", of which it is half. Counted are products of matrices: patches, blocks,
-    pooling, and what a plan adds to find out which tokens to merge or keep; not the modules of the temporal and
-    aggregator slots.
+    Papers print this number as "GFLOPs"; multiplications and additions counted apart are twice as many. Counted
+    are products of matrices: patches, blocks, pooling, and what a plan adds to find out which tokens to merge or
+    keep; not the modules of the temporal and aggregator slots, nor a message's own way through the blocks.
     """
     layers = layer_costs(shape, num_frames=num_frames)
     width, num_patches = shape.vision_width, (shape.image_size // shape.patch_size) ** 2

@@ -18,8 +18,7 @@ def changed_patches(
 ) -> Bool[Tensor, "batch frames patches"]:
     """Whether each patch changed since the frame before, as `drop_repeats` says; in the first frame all have.
 
-    `frames` were divided by `pixel_std`; with `keep_one` the patch that changed most counts as changed, the
-    first of several.
+    `frames` were divided by `pixel_std`; with `keep_one` the first patch of a frame in which none changed has.
     """
     std = torch.tensor(pixel_std, device=frames.device).view(3, 1, 1)
     before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
@@ -28,7 +27,7 @@ def changed_patches(
     change = F.avg_pool2d(difference, patch_size).flatten(2) * 2 * 255
     has_changed = change > threshold
     if keep_one:
-        has_changed = has_changed | F.one_hot(change.argmax(dim=2), change.shape[2]).bool()
+        has_changed[:, :, 0] |= ~has_changed.any(dim=2)
     has_changed[:, 0] = True
     return has_changed
 

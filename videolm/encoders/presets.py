@@ -20,6 +20,9 @@ from videolm.encoders.temporal import (
 from videolm.encoders.video_clip import VideoCLIP
 from videolm.video.transforms import CLIP_STD
 
+# Of a tower: more than any has, and few enough to be made before the weights are found not to fit.
+_MAX_DEPTH = 1000
+
 
 @dataclass(frozen=True)
 class CLIPShape:
@@ -61,12 +64,15 @@ class CLIPShape:
     aggregator_frames: int = 77
     """Rows of its frame position; longer clips are refused."""
     reduce: str = ""
-    """How the vision tower comes to fewer tokens, as in "tome:r=16": see `reduction_plans`; nothing: it does not."""
+    """How the vision tower comes to fewer tokens, as in "tome:r=16": see `reduction_plans`; "" or "none", which
+    becomes "": it does not."""
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if f.type is int and f.name != "eos_token_id"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+            if name.endswith("_depth") and getattr(self, name) > _MAX_DEPTH:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at most {_MAX_DEPTH:,}")
         if not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(
                 f"eos_token_id ({self.eos_token_id}) must be in [0, {self.vocab_size}), inside the vocabulary"
@@ -101,6 +107,11 @@ class CLIPShape:
                     f"the vision tower's blocks"
                 )
         self._check_temporal()
+        if not isinstance(self.reduce, str):
+            raise ValueError(f"reduce ({self.reduce!r}) must be a text like 'tome:r=8', or 'none'")
+        if self.reduce == "none":
+            # One name for one thing, so that shapes which are the same are equal.
+            object.__setattr__(self, "reduce", "")
         if self.reduce:
             self._check_reduce(parse_plan(self.reduce, depth=self.vision_depth))
 
@@ -118,7 +129,7 @@ class CLIPShape:
             )
 
     def _check_reduce(self, plan: ReductionPlan) -> None:
-        """A temporal module takes tokens of the same index for the same place; merging ends that."""
+        """Some temporal modules take tokens of one index for one place, which merging before attention ends."""
         before = [layer for layer, step in enumerate(plan.steps) if step.acts_before]
         if self.temporal in ("message", "joint"):
             if any(step.join > 1 for step in plan.steps) or (self.temporal == "message" and before):
@@ -127,21 +138,25 @@ class CLIPShape:
                     f"temporal {self.temporal!r}; take a plan like 'tome:r=8'"
                 )
             return
-        first = min(
-            [*before, *(layer for layer, step in enumerate(plan.steps) if step.acts_after)], default=None
-        )
-        last = (
+        last, acting, way_out = self.last_aligned_layer, before, "take a plan like 'tome:r=8'"
+        if self.temporal == "soft_attentive":
+            acting = [layer for layer, step in enumerate(plan.steps) if step.acts_before or step.acts_after]
+            way_out = "take 'none'"
+            if last + 1 < self.vision_depth:
+                way_out = f"begin behind it, as in 'tome:r={'0/' * (last + 1)}8'"
+        if acting and acting[0] <= last:
+            raise ValueError(
+                f"reduce ({self.reduce!r}) has fewer tokens from layer {acting[0]} on, but temporal "
+                f"{self.temporal!r} in layer {last} needs those of all frames to lie alike; {way_out}"
+            )
+
+    @property
+    def last_aligned_layer(self) -> int:
+        """Of the modules that take tokens of one index for one place, in all frames; -1 without one."""
+        if self.temporal in ("none", "message", "joint"):
+            return -1
+        return (
             self.vision_depth - 1 if self.temporal_layers is None else max(self.temporal_layers, default=-1)
-        )
-        if self.temporal == "none" or first is None or last < first:
-            return
-        # A `pre` of the same block sees the tokens before they are merged behind its attention.
-        if self.temporal != "soft_attentive" and last == first and first not in before:
-            return
-        raise ValueError(
-            f"reduce ({self.reduce!r}) has fewer tokens from layer {first} on, but temporal {self.temporal!r} in "
-            f"layer {last} needs those of all frames to lie alike; reduce in later layers only, as in "
-            "'tome:r=0/0/0/8', or give temporal_layers"
         )
 
 
@@ -182,13 +197,14 @@ def build_video_clip(shape: CLIPShape) -> VideoCLIP:
         has_logit_bias=is_siglip,
         drop_threshold=plan.drop_repeats,
         pixel_std=(0.5, 0.5, 0.5) if is_siglip else CLIP_STD,
+        by_length=shape.temporal == "joint" and plan.changes_tower,
     )
 
 
 def _vision_hooks(shape: CLIPShape, plan: ReductionPlan) -> dict[str, Any]:
     """What ImageTower takes as `embed`, `pre` and `mid` for both slots; in no block both have a hook of one kind."""
     hooks = {"pre": {}, "mid": {}} | _temporal_hooks(shape)
-    pre, mid = hooks_of(plan, has_unseen=shape.temporal == "joint")
+    pre, mid = hooks_of(plan, has_unseen=shape.temporal == "joint", num_aligned=shape.last_aligned_layer)
     if shape.temporal == "message":
         mid = {layer: DropMessage(then=mid.get(layer)) for layer in hooks["mid"]} | {
             layer: hook for layer, hook in mid.items() if layer not in hooks["mid"]

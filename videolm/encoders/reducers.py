@@ -1,15 +1,15 @@
 """Modules for the reducer slot: hooks that carry out the steps of a plan (reduction_plans.py). None has weights."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from videolm.encoders.blocks import Attended, Grid, add_attended
 from videolm.encoders.reduction_plans import Count, ReductionPlan
-from videolm_kernels import compose_assignments, match_tokens, max_merged, merge_tokens
+from videolm_kernels import Match, compose_assignments, match_tokens, max_merged, merge_tokens
 from videolm_kernels.backend import Backend
 
 
@@ -45,16 +45,21 @@ class MergeBefore(nn.Module):
 class MergeAfter(nn.Module):
     """A `mid` hook that merges the tokens of a frame that are alike, by their keys or as they are.
 
-    With `by_saliency` a token that is merged counts in its group by its saliency; see `vid_tldr`.
+    With `by_saliency` a token that is merged counts by its saliency from then on; see `vid_tldr`. With
+    `is_aligned` the same tokens are merged in every frame of a clip, those that are alike on average over the
+    frames: tokens of one index stay of one place, which a temporal module in a later block relies on.
     """
 
-    def __init__(self, *, merged: Count, by_key: bool, by_saliency: bool, has_unseen: bool) -> None:
+    def __init__(
+        self, *, merged: Count, by_key: bool, by_saliency: bool, has_unseen: bool, is_aligned: bool
+    ) -> None:
         super().__init__()
         self.merged = merged
         self.needs_mean_key = by_key
         self.by_saliency = by_saliency
         self.has_unseen = has_unseen
-        self.sees_frames_alone = True
+        self.is_aligned = is_aligned
+        self.sees_frames_alone = not is_aligned
         self.backend: Backend = "auto"
 
     def forward(self, grid: Grid, attended: Attended) -> Grid:
@@ -72,19 +77,34 @@ class MergeAfter(nn.Module):
         if weights is not None and self.has_unseen:
             # Background that joins a token which nobody sees is all that there is in its group.
             weights = weights.clamp(min=1e-6)
-        return _merge(grid, metric, num_merged, residual=residual, weights=weights, backend=self.backend)
+        return _merge(
+            grid,
+            metric,
+            num_merged,
+            residual=residual,
+            weights=weights,
+            is_aligned=self.is_aligned,
+            backend=self.backend,
+        )
 
     def extra_repr(self) -> str:
-        return f"merged={self.merged}, by_key={self.needs_mean_key}, by_saliency={self.by_saliency}"
+        return (
+            f"merged={self.merged}, by_key={self.needs_mean_key}, by_saliency={self.by_saliency}, "
+            f"is_aligned={self.is_aligned}"
+        )
 
 
 class KeepAttended(nn.Module):
-    """A `mid` hook that keeps the patches to which the class tokens attend most, in their order. Ties: the first."""
+    """A `mid` hook that keeps the patches to which the class tokens attend most, in their order. Ties: the first.
 
-    def __init__(self, *, kept: Count) -> None:
+    With `is_aligned` they are the same in every frame of a clip, by the mean over the frames.
+    """
+
+    def __init__(self, *, kept: Count, is_aligned: bool) -> None:
         super().__init__()
         self.kept = kept
-        self.sees_frames_alone = True
+        self.is_aligned = is_aligned
+        self.sees_frames_alone = not is_aligned
 
     def forward(self, grid: Grid, attended: Attended) -> Grid:
         batch, frames, num_tokens, width = grid.tokens.shape
@@ -95,6 +115,8 @@ class KeepAttended(nn.Module):
             return grid
         queries = attended.qkv[:, :, : num_class or num_tokens]
         score = _attention_received(queries, attended.qkv, grid)[:, :, num_class:]
+        if self.is_aligned:
+            score = score.masked_fill(~_exists(grid)[:, :, None], 0).sum(dim=1, keepdim=True).expand_as(score)
         best = score.sort(dim=-1, descending=True, stable=True).indices[:, :, :num_kept]
         class_rows = torch.arange(num_class, device=best.device).expand(batch, frames, -1)
         rows = torch.cat([class_rows, num_class + best.sort(dim=-1).values], dim=2)
@@ -110,13 +132,16 @@ class KeepAttended(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"kept={self.kept}"
+        return f"kept={self.kept}, is_aligned={self.is_aligned}"
 
 
-def hooks_of(plan: ReductionPlan, *, has_unseen: bool) -> tuple[dict[int, nn.Module], dict[int, nn.Module]]:
+def hooks_of(
+    plan: ReductionPlan, *, has_unseen: bool, num_aligned: int
+) -> tuple[dict[int, nn.Module], dict[int, nn.Module]]:
     """The `pre` and `mid` hooks of a plan, by layer; none for a step in which nothing happens.
 
-    `has_unseen` says that a frame may have tokens of size 0 beside others before the first join already.
+    `has_unseen` says that a frame may have tokens of size 0 beside others before the first join already. In the
+    first `num_aligned` layers the same is done in every frame of a clip.
     """
     pre: dict[int, nn.Module] = {}
     mid: dict[int, nn.Module] = {}
@@ -125,13 +150,14 @@ def hooks_of(plan: ReductionPlan, *, has_unseen: bool) -> tuple[dict[int, nn.Mod
         if step.acts_before:
             pre[layer] = MergeBefore(num_joined=step.join, merged=step.before, has_unseen=has_unseen)
         if step.keep is not None:
-            mid[layer] = KeepAttended(kept=step.keep)
+            mid[layer] = KeepAttended(kept=step.keep, is_aligned=layer < num_aligned)
         elif step.after:
             mid[layer] = MergeAfter(
                 merged=step.after,
                 by_key=step.metric == "key",
                 by_saliency=step.weight == "saliency",
                 has_unseen=has_unseen,
+                is_aligned=layer < num_aligned,
             )
     return pre, mid
 
@@ -171,9 +197,9 @@ def saliency(
 ) -> Float[Tensor, "batch frames tokens"]:
     """float32 in [0, 1]; of each patch among those of its frame that are seen, see `vid_tldr`; class tokens have 1.
 
-    Where all patches attend alike, all have 1.
+    Of `sizes` it only matters which are 0. Where all patches attend alike, all have 1.
     """
-    probability = _head_mean_attention(qkv, qkv, sizes)
+    probability = _head_mean_attention(qkv, qkv, None if sizes is None else (sizes > 0).float())
     score = torch.xlogy(probability, probability).sum(dim=-1)
     is_patch = torch.arange(score.shape[-1], device=score.device) >= num_class_tokens
     counts = is_patch.expand_as(score) if sizes is None else is_patch & (sizes > 0)
@@ -220,20 +246,26 @@ def _merge(
     *,
     residual: Float[Tensor, "batch frames tokens width"] | None = None,
     weights: Float[Tensor, "batch frames tokens"] | None = None,
+    is_aligned: bool = False,
     backend: Backend,
 ) -> Grid:
-    """The grid with tokens + residual merged; `weights` are for the tokens that go, all others count fully."""
+    """The grid with tokens + residual merged; sizes of the tokens that go count times their `weights`."""
     batch, frames, num_tokens, _ = grid.tokens.shape
+    if is_aligned:
+        metric = _side_by_side(metric, grid)
     match = match_tokens(metric.flatten(0, 1), num_merged, grid.num_class_tokens, backend=backend)
+    if is_aligned:
+        match = Match(*(getattr(match, f.name).repeat_interleave(frames, dim=0) for f in fields(match)))
+    old_sizes = None if grid.sizes is None else grid.sizes.flatten(0, 1)
     if weights is not None:
         src_idx, flat = match.src_idx.long(), weights.flatten(0, 1)
-        weights = torch.ones_like(flat).scatter(1, src_idx, flat.gather(1, src_idx))
+        flat = torch.ones_like(flat).scatter(1, src_idx, flat.gather(1, src_idx))
+        old_sizes = flat if old_sizes is None else flat * old_sizes
     tokens, sizes = merge_tokens(
         grid.tokens.flatten(0, 1),
-        None if grid.sizes is None else grid.sizes.flatten(0, 1),
+        old_sizes,
         match,
         residual=None if residual is None else residual.flatten(0, 1),
-        weights=weights,
         backend=backend,
     )
     first_row = torch.arange(frames, dtype=torch.int32, device=tokens.device) * (num_tokens - num_merged)
@@ -245,6 +277,20 @@ def _merge(
             grid.assignment, (match.assignment.view(batch, frames, -1) + first_row[:, None]).flatten(1)
         ),
     )
+
+
+def _side_by_side(
+    metric: Float[Tensor, "batch frames tokens channels"], grid: Grid
+) -> Float[Tensor, "batch 1 tokens all_channels"]:
+    """Of each token its rows in all frames that exist: their cosine is the mean of those of the frames."""
+    unit = F.normalize(metric.to(torch.promote_types(metric.dtype, torch.float32)), dim=-1)
+    unit = unit.masked_fill(~_exists(grid)[:, :, None, None], 0).to(metric.dtype)
+    return unit.transpose(1, 2).flatten(2).unsqueeze(1)
+
+
+def _exists(grid: Grid) -> Bool[Tensor, "batch frames"]:
+    frame = torch.arange(grid.tokens.shape[1], device=grid.tokens.device).expand(len(grid.tokens), -1)
+    return frame >= 0 if grid.lengths is None else frame < grid.lengths[:, None]
 
 
 def _compose(
@@ -272,7 +318,10 @@ def _head_mean_attention(
     qkv: Float[Tensor, "batch frames tokens 3 heads head_dim"],
     sizes: Float[Tensor, "batch frames tokens"] | None,
 ) -> Float[Tensor, "batch frames queries tokens"]:
-    """float32; what the block's attention did, a head at a time: all heads at once would fill the memory."""
+    """float32; the block's attention, a head at a time: all heads at once would fill the memory.
+
+    Among the tokens that are given: a message, which the block's attention saw too, is not there any more.
+    """
     num_heads, head_dim = qkv.shape[4:]
     bias = None if sizes is None else sizes.log().clamp(min=torch.finfo(torch.float32).min).unsqueeze(2)
     mean = torch.zeros(1, device=qkv.device)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Count = int | float
 """An int is a number of tokens of a frame, a float in (0, 1) a share of them, rounded down."""
@@ -25,7 +25,8 @@ class Step:
     metric: Literal["key", "tokens"] = "key"
     """What `after` compares: the mean of a token's keys over the heads, or the tokens themselves."""
     weight: Literal["size", "saliency"] = "size"
-    """How much of a token that `after` merges goes into its group: as much as of any other, or times its saliency."""
+    """What a token that `after` merges counts, in its group and in attention from then on: its size, or that times
+    its saliency."""
     keep: Count | None = None
     """Patches that stay, between attention and MLP, a share being one of the patches; None: all of them."""
 
@@ -33,8 +34,7 @@ class Step:
         if self.join < 1:
             raise ValueError(f"join ({self.join}) must be at least 1 frame")
         for name in ("before", "after"):
-            if (value := getattr(self, name)) < 0 or (isinstance(value, float) and value >= 1):
-                raise ValueError(f"{name} ({value}) must be a number of tokens from 0, or a share below 1")
+            _check_count(name, getattr(self, name))
         if self.keep is not None and (self.keep <= 0 or (isinstance(self.keep, float) and self.keep > 1)):
             raise ValueError(f"keep ({self.keep}) must be a number of patches from 1, or a share up to 1.0")
         if self.keep is not None and self.after:
@@ -53,7 +53,10 @@ class Step:
 
 @dataclass(frozen=True)
 class ReductionPlan:
-    """One step for each layer, and what happens behind the last one. Without any the tower is as it was."""
+    """One step for each layer, and what happens behind the last one. Without any the tower is as it was.
+
+    Before a later layer of divided attention or token shift, `after` and `keep` do the same in every frame of a clip.
+    """
 
     steps: tuple[Step, ...]
     drop_repeats: float | None = None
@@ -62,6 +65,11 @@ class ReductionPlan:
     def __post_init__(self) -> None:
         if self.drop_repeats is not None and not self.drop_repeats >= 0:
             raise ValueError(f"threshold ({self.drop_repeats}) must be at least 0")
+
+    @property
+    def changes_tower(self) -> bool:
+        """Whether any layer does something; if not, all embeddings are those without the plan."""
+        return any(step.acts_before or step.acts_after for step in self.steps)
 
 
 def no_reduction(depth: int) -> ReductionPlan:
@@ -98,7 +106,9 @@ def tempme(depth: int, *, r: Count = 2, across: Count = 0.3, within: Count = 0.1
     Left out: the position of each frame, learned, which is added before a join. It comes with the training.
     """
     if depth < 4:
-        raise ValueError(f"tempme needs a tower of 4 layers at least, this one has {depth}")
+        raise ValueError(f"tempme needs a tower of 4 layers at least, this one has {depth}; take 'tome:r=8'")
+    for name, count in (("r", r), ("across", across), ("within", within)):
+        _check_count(name, count)
     last_join = min(round(depth * 10 / 12), depth - 2)
     joins = {last_join - 2: 2, last_join - 1: 2, last_join: 3}
     steps = [
@@ -115,8 +125,10 @@ def vid_tldr(depth: int, *, r: Count | Sequence[Count]) -> ReductionPlan:
 
     A layer's saliency of a token is the negative entropy of its attention, the mean over the heads, scaled to
     [0, 1] over the patches of its frame; below its mean it is 0, above it counts from the mean on and the
-    highest is 1. A token that is merged goes with this weight into the mean of its group. Tokens are compared
-    as they are and not by their keys. The published r are [600, 200, 100] for 2352 tokens seen jointly.
+    highest is 1. A token that is merged goes with this weight into the mean of its group, and into the size by which
+    later attention and merging weigh the group: background vanishes from both. (`VideoTokens.sizes` still counts
+    it.) The entropy is that of attention without those sizes. Tokens are compared as they are and not by their
+    keys. The published r are [600, 200, 100] for 2352 tokens seen jointly.
     """
     steps = [Step(after=count, metric="tokens", weight="saliency") for count in _each_layer(r, depth)]
     return ReductionPlan(tuple(steps))
@@ -142,7 +154,8 @@ def drop_repeats(depth: int, *, threshold: int | float = 0.1) -> ReductionPlan:
 
     A patch stays where the mean change of its pixels, that count from -1 to 1, is above `threshold` / 255: two
     thresholds are one of the 256 steps of a pixel. The first frame stays whole, and of any other its class
-    token, or else the patch that changed most. The embedding of the video does not change.
+    token, or else its first patch where none changed. The embedding of the video does not change. In the source a
+    patch is 2 x 2 of the tower's, which are merged there.
     """
     return ReductionPlan((Step(),) * depth, drop_repeats=float(threshold))
 
@@ -154,7 +167,8 @@ _PLANS: dict[str, Callable[..., ReductionPlan]] = {
     "top_k": top_k,
     "drop_repeats": drop_repeats,
 }
-_LISTS = ("r", "layers")
+# At most nine digits: more would be no count of anything, and the time to read them has no limit.
+_WHOLE, _NUMBER = "-?[0-9]{1,9}", r"-?([0-9]{1,9}|[0-9]{0,9}\.[0-9]{1,9})"
 
 
 def parse_plan(text: str, *, depth: int) -> ReductionPlan:
@@ -170,6 +184,7 @@ def parse_plan(text: str, *, depth: int) -> ReductionPlan:
         raise ValueError(f"reduce ({text!r}) must be 'none' or begin with one of {', '.join(_PLANS)}")
     plan = _PLANS[name]
     keys = {key: p for key, p in signature(plan).parameters.items() if p.kind is Parameter.KEYWORD_ONLY}
+    hints = get_type_hints(plan)
     values: dict[str, Count | list[Count]] = {}
     for pair in given.split(",") if given else ():
         key, _, value = pair.partition("=")
@@ -177,7 +192,7 @@ def parse_plan(text: str, *, depth: int) -> ReductionPlan:
             raise ValueError(
                 f"reduce ({text!r}): {pair!r} must be key=value, {name} has {', '.join(keys)}, once each"
             )
-        values[key] = _value(text, key, value)
+        values[key] = _value(text, key, value, hint=hints[key])
     if missing := [key for key, p in keys.items() if p.default is Parameter.empty and key not in values]:
         raise ValueError(
             f"reduce ({text!r}): {name} needs {', '.join(missing)}, as in '{name}:{missing[0]}=8'"
@@ -188,20 +203,29 @@ def parse_plan(text: str, *, depth: int) -> ReductionPlan:
         raise ValueError(f"reduce ({text!r}): {error}") from error
 
 
-def _value(text: str, key: str, value: str) -> Count | list[Count]:
+def _value(text: str, key: str, value: str, *, hint: Any) -> Count | list[Count]:
+    """What stands behind `key`, which takes a list, or fractions, as the `hint` of the plan's function says."""
+    takes_list = any(get_origin(choice) is Sequence for choice in get_args(hint))
+    takes_share = float in get_args(hint)
     parts = value.split("/")
-    if not all(re.fullmatch(r"-?(\d+|\d*\.\d+)", part) for part in parts) or (
-        len(parts) > 1 and key not in _LISTS
-    ):
-        wanted = "a number, or several like 8/4/2" if key in _LISTS else "a number"
-        raise ValueError(f"reduce ({text!r}): {key} ({value!r}) must be {wanted}")
+    number = _NUMBER if takes_share else _WHOLE
+    if not all(re.fullmatch(number, part) for part in parts) or (len(parts) > 1 and not takes_list):
+        wanted = "a number" if takes_share else "a whole number"
+        wanted += ", or several like 8/4/2" if takes_list else ""
+        raise ValueError(f"reduce ({text!r}): {key} ({value!r}) must be {wanted}, of nine digits at most")
     numbers: list[Count] = [float(part) if "." in part else int(part) for part in parts]
     return numbers if len(numbers) > 1 else numbers[0]
 
 
+def _check_count(name: str, count: Count) -> None:
+    if count < 0 or (isinstance(count, float) and count >= 1):
+        raise ValueError(f"{name} ({count}) must be a number of tokens from 0, or a share below 1")
+
+
 def _each_layer(r: Count | Sequence[Count], depth: int) -> list[Count]:
-    if isinstance(r, int | float):
-        return [r] * depth
-    if len(r) > depth:
-        raise ValueError(f"r has {len(r)} values, the tower {depth} layers")
-    return [*r, *[0] * (depth - len(r))]
+    counts = [r] * depth if isinstance(r, int | float) else list(r)
+    if len(counts) > depth:
+        raise ValueError(f"r has {len(counts)} values, the tower {depth} layers; leave out the last")
+    for count in counts:
+        _check_count("r", count)
+    return [*counts, *[0] * (depth - len(counts))]

@@ -1,6 +1,7 @@
 """The dual encoder: a video tower, a text tower and the temperature between them."""
 
 import math
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,9 @@ class VideoCLIP(nn.Module):
     the logarithm of what multiplies the cosine in the training loss; SigLIP's sigmoid loss also adds `logit_bias`.
 
     With a `drop_threshold`, patches that did not change since the frame before are left out of the tokens (see
-    `reduction_plans.drop_repeats`); `pixel_std` is what the pixels, once in [0, 1], were divided by.
+    `reduction_plans.drop_repeats`); `pixel_std` is what the pixels, once in [0, 1], were divided by. With
+    `by_length` clips of different lengths go through the tower one length after the other: for a tower in which
+    the frames that do not exist would count among the tokens that are reduced.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class VideoCLIP(nn.Module):
         has_logit_bias: bool = False,
         drop_threshold: float | None = None,
         pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        by_length: bool = False,
     ) -> None:
         super().__init__()
         self.vision = vision
@@ -40,6 +44,7 @@ class VideoCLIP(nn.Module):
         self.aggregator = aggregator
         self.drop_threshold = drop_threshold
         self.pixel_std = pixel_std
+        self.by_length = by_length
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         # SigLIP's starting value: nearly all pairs of a batch are no pair.
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if has_logit_bias else None
@@ -78,15 +83,14 @@ class VideoCLIP(nn.Module):
             )
         if pts_seconds is None:
             pts_seconds = torch.full((batch, num_frames), torch.nan, device=frames.device)
+        if lengths is not None and self.by_length:
+            return self._encode_by_length(frames, lengths, pts_seconds)
         grid = self.vision(frames, lengths=lengths)
-        sizes = torch.ones(grid.tokens.shape[:3], device=frames.device) if grid.sizes is None else grid.sizes
-        exists = sizes > 0
-        if grid.lengths is not None:
-            frame = torch.arange(sizes.shape[1], device=frames.device)
-            exists = exists & (frame < grid.lengths[:, None]).unsqueeze(-1)
+        sizes, exists, token_seconds = _of_originals(grid, pts_seconds, lengths)
 
-        pooled = self.vision.pool(grid)
-        pooled_exists = exists[:, :, : grid.num_class_tokens].flatten(1)
+        # Behind the frames stand those that were added before a join.
+        pooled = self.vision.pool(grid)[:, :num_frames]
+        pooled_exists = exists[:, :, : grid.num_class_tokens].flatten(1)[:, :num_frames]
         if not grid.num_class_tokens:
             pooled_exists = exists.any(dim=2)
         if self.aggregator is not None:
@@ -99,7 +103,7 @@ class VideoCLIP(nn.Module):
             tokens=grid.tokens.flatten(1, 2),
             mask=exists.flatten(1),
             sizes=sizes.flatten(1),
-            pts_seconds=_token_seconds(grid, pts_seconds, lengths),
+            pts_seconds=token_seconds,
             # The sum has the direction of the mean.
             embedding=_unit_length(pooled.sum(dim=1)),
         )
@@ -113,6 +117,30 @@ class VideoCLIP(nn.Module):
             keep_one=self.vision.class_token is None,
         )
         return without_repeats(video, grid.assignment, changed)
+
+    def _encode_by_length(
+        self,
+        frames: Float[Tensor, "batch frames 3 height width"],
+        lengths: Int[Tensor, " batch"],
+        pts_seconds: Float[Tensor, "batch frames"],
+    ) -> VideoTokens:
+        distinct = sorted(set(lengths.tolist()))
+        groups = [(lengths == length).nonzero()[:, 0] for length in distinct]
+        parts = [
+            self.encode_video(frames[group, :length], pts_seconds=pts_seconds[group, :length])
+            for group, length in zip(groups, distinct, strict=True)
+        ]
+        longest = max(part.mask.shape[1] for part in parts)
+        order = torch.cat(groups).argsort()
+
+        def whole(name: str) -> Tensor:
+            rows = [getattr(part, name) for part in parts]
+            if name != "embedding":
+                # Of (B, M) or (B, M, D), in M.
+                rows = [F.pad(row, (0, 0) * (row.ndim - 2) + (0, longest - row.shape[1])) for row in rows]
+            return torch.cat(rows)[order]
+
+        return VideoTokens(**{field.name: whole(field.name) for field in fields(VideoTokens)})
 
     def encode_text(
         self, input_ids: Int[Tensor, "batch words"], mask: Bool[Tensor, "batch words"]
@@ -152,20 +180,33 @@ def _unit_length(vectors: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch 
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
-def _token_seconds(
+def _of_originals(
     grid: Grid, pts_seconds: Float[Tensor, "batch frames"], lengths: Int[Tensor, " batch"] | None
-) -> Float[Tensor, "batch tokens"]:
-    """Mean time of the original tokens that each one stands for; 0 for one that stands for none."""
+) -> tuple[
+    Float[Tensor, "batch grid_frames tokens"],
+    Bool[Tensor, "batch grid_frames tokens"],
+    Float[Tensor, "batch grid_tokens"],
+]:
+    """How many original tokens each one stands for, whether it exists, and their mean time, 0 where there is none."""
     batch, frames, num_tokens, _ = grid.tokens.shape
-    if grid.assignment is None:
-        return pts_seconds.repeat_interleave(num_tokens, dim=1)
-    num_originals = grid.assignment.shape[1] // pts_seconds.shape[1]
-    counts = grid.assignment >= 0
+    num_frames, device = pts_seconds.shape[1], pts_seconds.device
+    in_clip = torch.ones(batch, num_frames, dtype=torch.bool, device=device)
     if lengths is not None:
-        frame = torch.arange(pts_seconds.shape[1], device=pts_seconds.device)
-        counts &= (frame < lengths[:, None]).repeat_interleave(num_originals, dim=1)
+        in_clip = torch.arange(num_frames, device=device) < lengths[:, None]
+    if grid.assignment is None:
+        exists = in_clip.unsqueeze(-1).expand(-1, -1, num_tokens)
+        return (
+            torch.ones_like(exists, dtype=torch.float32),
+            exists,
+            pts_seconds.repeat_interleave(num_tokens, dim=1),
+        )
+    num_originals = grid.assignment.shape[1] // num_frames
+    counts = (grid.assignment >= 0) & in_clip.repeat_interleave(num_originals, dim=1)
     seconds = pts_seconds.repeat_interleave(num_originals, dim=1).masked_fill(~counts, 0)
     rows = grid.assignment.clamp(min=0).long()
     total = seconds.new_zeros(batch, frames * num_tokens).scatter_add(1, rows, seconds)
-    num_counted = torch.zeros_like(total).scatter_add(1, rows, counts.to(total.dtype))
-    return total / num_counted.clamp(min=1)
+    num_counted = torch.zeros(total.shape, device=device).scatter_add(1, rows, counts.float())
+    sizes = num_counted.clone().view(batch, frames, num_tokens)
+    # Class tokens are never merged, but joint frames have one for all.
+    sizes[:, :, : grid.num_class_tokens].clamp_(max=1)
+    return sizes, sizes > 0, total / num_counted.clamp(min=1)

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from videolm.encoders.weights.files import refuse_pointer
 from videolm.files import read_json
 from videolm.pipeline.known import KNOWN_MODELS, KnownModel
 from videolm.pipeline.processors import read_preprocess
+from videolm.pipeline.settings import differences, with_new_defaults
 from videolm.pipeline.video_lm import FORMAT_VERSION, VideoLM, to_float32
 from videolm.search.index import Index, read_description, read_index
 from videolm.text.tokenizer import Tokenizer, load_tokenizer
@@ -64,7 +65,10 @@ def load(
     `device="auto"` is cuda where there is one; `dtype="auto"` is bfloat16 for a model of some size where the
     device is faster with it, else float32 (see `pipeline.precision`).
     `reduce`, as in "tome:r=16", has the vision tower go on with fewer tokens, without training (see
-    `encoders.reduction_plans` for the plans); "none" is without, and None as the model was saved.
+    `encoders.reduction_plans` for the plans); "none" is without, and None as the model was saved. Before a
+    later layer of divided attention or token shift the same tokens are merged in every frame of a clip; a plan that
+    cannot be with the model's temporal module is a ValueError. Which tokens are most alike is decided in `dtype`: in
+    bfloat16, where cosines keep three digits, other ones may be merged than in float32.
     `revision` is a commit, tag or branch of the hub, also written "owner/name@revision". With HF_HUB_OFFLINE=1 only
     what was downloaded before is used.
     A model without trained weights warns, and refuses to index unless `allow_untrained`. Warned of are, too, tensors
@@ -140,42 +144,54 @@ def open_index(
     """
     description = read_description(folder)
     made_by = description["model"]
-    settings = _with_new_defaults(description["settings"])
+    settings = with_new_defaults(description["settings"])
     reduce = settings["shape"].get("reduce") if isinstance(settings.get("shape"), dict) else None
+    if not isinstance(reduce, str):
+        reduce = None
     if isinstance(model, str | os.PathLike):
-        model = load(model, reduce=reduce)
+        model = _load_for(folder, made_by, model, reduce=reduce)
     if model is None:
         if made_by["source"] is None:
             raise ValueError(f"{folder} was made by {made_by['name']!r}, which is in no file; give model=")
         try:
-            model = load(made_by["source"], reduce=reduce)
+            model = _load_for(folder, made_by, made_by["source"], reduce=reduce)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{folder} was made by a model that is not there any more: {error}; say where it is now with "
                 "model= (--model)"
             ) from error
+    _check_same_weights(folder, made_by, model)
+    identity = json.loads(json.dumps(model.identity()))
+    if differing := differences(settings, identity):
+        raise ValueError(
+            f"{folder} was made by {made_by['name']!r}; {model.info.name!r} has the same weights but another "
+            f"{' and another '.join(differing)}"
+        )
+    return read_index(folder, encode_text=model.encode_text)
+
+
+def _load_for(
+    folder: str | os.PathLike[str],
+    made_by: dict[str, Any],
+    name: str | os.PathLike[str],
+    *,
+    reduce: str | None,
+) -> VideoLM:
+    """The model with the plan of an index."""
+    try:
+        return load(name, reduce=reduce)
+    except ValueError:
+        # Where the plan does not fit, it may be because this is another model.
+        _check_same_weights(folder, made_by, load(name, reduce="none"))
+        raise
+
+
+def _check_same_weights(folder: str | os.PathLike[str], made_by: dict[str, Any], model: VideoLM) -> None:
     if model.info.weights_sha256 != made_by["weights_sha256"]:
         raise ValueError(
             f"{folder} was made by {made_by['name']!r} (weights {made_by['weights_sha256'][:12]}), not by "
             f"{model.info.name!r} (weights {model.info.weights_sha256[:12]}); their vectors are of two kinds"
         )
-    identity = json.loads(json.dumps(model.identity()))
-    if differing := [key for key, value in identity.items() if settings.get(key) != value]:
-        raise ValueError(
-            f"{folder} was made by {made_by['name']!r}; {model.info.name!r} has the same weights but another "
-            f"{' and '.join(differing)}"
-        )
-    return read_index(folder, encode_text=model.encode_text)
-
-
-def _with_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an index; what could not be chosen yet when it was made has the default of today."""
-    kinds = {"shape": CLIPShape, "preprocessing": Preprocess}
-    try:
-        return {**settings, **{key: asdict(kind(**settings[key])) for key, kind in kinds.items()}}
-    # Of another version, or damaged: it will differ as it is.
-    except (KeyError, TypeError, ValueError):
-        return settings
 
 
 def _find(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str]:
@@ -283,7 +299,7 @@ def _read_own_folder(
         preprocess, sampler = Preprocess(**info.preprocessing), Sampler(**info.sampler)
     except TypeError as error:
         raise ValueError(f"{path} is not of this version: {error}") from error
-    shape = _reduced(shape, reduce)
+    saved_reduce, shape = shape.reduce, _reduced(shape, reduce)
     return VideoLM(
         _with_weights(shape, state, folder),
         shape=shape,
@@ -294,7 +310,8 @@ def _read_own_folder(
         trained=info.trained,
         licence=info.licence,
         recipe=info.recipe,
-        scores=info.scores,
+        # Measured with the plan that it was saved with.
+        scores=info.scores if shape.reduce == saved_reduce else {},
         source=source,
         device=device,
         dtype=dtype,
@@ -303,9 +320,7 @@ def _read_own_folder(
 
 
 def _reduced(shape: CLIPShape, reduce: str | None) -> CLIPShape:
-    if reduce is None:
-        return shape
-    return replace(shape, reduce="" if reduce == "none" else reduce)
+    return shape if reduce is None else replace(shape, reduce=reduce)
 
 
 def _card_info(card: dict[str, Any], path: Path) -> ModelInfo:
@@ -333,6 +348,11 @@ def _shipped(path: Path) -> KnownModel:
 
 
 def _with_weights(shape: CLIPShape, state: dict[str, Tensor], path: Path) -> VideoCLIP:
+    for name in ("vision_depth", "text_depth"):
+        if getattr(shape, name) > len(state):
+            raise ValueError(
+                f"the weights in {path} are {len(state)} tensors, too few for {name} {getattr(shape, name)}"
+            )
     # Without memory until it is given the weights, and without a draw from the random generator.
     with torch.device("meta"):
         model = build_video_clip(shape)

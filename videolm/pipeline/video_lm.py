@@ -22,6 +22,7 @@ from torch import Tensor
 
 from videolm.encoders.blocks import MLP
 from videolm.encoders.presets import CLIPShape
+from videolm.encoders.reduction_plans import parse_plan
 from videolm.encoders.video_clip import VideoCLIP
 from videolm.encoders.weights import weights_sha256
 from videolm.files import sync, write_json
@@ -29,6 +30,7 @@ from videolm.heads.retrieval import similarity
 from videolm.pipeline.decoding import Decoder, Video, read_videos
 from videolm.pipeline.encoding import encode_clips
 from videolm.pipeline.precision import auto_dtype
+from videolm.pipeline.settings import as_written
 from videolm.search.extraction import EncodedVideo, Extraction, extract
 from videolm.search.index import Index, build_index, read_index
 from videolm.search.parts import Shard
@@ -128,13 +130,21 @@ class VideoLM:
 
     def __repr__(self) -> str:
         trained = "" if self.trained else ", trained=False"
-        return f"VideoLM({self.info.name!r}, device={str(self.device)!r}, dtype={self.dtype}{trained})"
+        reduce = f", reduce={self.shape.reduce!r}" if self.shape.reduce else ""
+        return (
+            f"VideoLM({self.info.name!r}, device={str(self.device)!r}, dtype={self.dtype}{reduce}{trained})"
+        )
 
     def identity(self) -> dict[str, Any]:
-        """All that decides which vector a text or a picture gets, as plain values: equal for the same model only."""
+        """All that decides which vector a text or a picture gets, as plain values: equal for the same model only.
+
+        A plan that changes no vector, as drop_repeats, which is for heads that take tokens, is not in it.
+        """
+        plan = parse_plan(self.shape.reduce, depth=self.shape.vision_depth)
+        shape = self.shape if plan.changes_tower else replace(self.shape, reduce="")
         return {
             "weights_sha256": self.info.weights_sha256,
-            "shape": asdict(self.shape),
+            "shape": asdict(shape),
             "preprocessing": self.info.preprocessing,
             "vocabulary_sha256": self.tokenizer.vocabulary_sha256() if self.tokenizer else None,
         }
@@ -423,6 +433,12 @@ class VideoLM:
                 for _, result in results:
                     yield result
 
+        settings = {
+            **self.identity(),
+            "sampler": asdict(request.sampler),
+            "decoder": request.decoder,
+            "dtype": str(self.dtype),
+        }
         return extract(
             source,
             out,
@@ -433,12 +449,7 @@ class VideoLM:
                 "weights_sha256": self.info.weights_sha256,
                 "trained": self.trained,
             },
-            settings={
-                **self.identity(),
-                "sampler": asdict(request.sampler),
-                "decoder": request.decoder,
-                "dtype": str(self.dtype),
-            },
+            settings=settings if overwrite else as_written(settings, Path(out)),
             environment=describe_environment(self.device),
             shard=shard,
             retry_failed=retry_failed,

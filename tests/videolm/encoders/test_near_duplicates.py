@@ -51,6 +51,14 @@ def test_the_threshold_is_half_a_step_of_a_pixel() -> None:
         assert changed.tolist() == [[[True] * 4, [stays] * 4]]
 
 
+def test_of_a_frame_in_which_too_little_changed_the_first_patch_stays() -> None:
+    frames = torch.full((1, 3, 3, 8, 8), 0.3)
+    frames[:, 1:, :, 4:, 4:] += 0.001
+    frames[:, 2:, :, :4, 4:] += 1
+    changed = changed_patches(frames, patch_size=4, threshold=2.0, pixel_std=(0.5, 0.5, 0.5), keep_one=True)
+    assert changed[0, 1:].tolist() == [[True, False, False, False], [False, True, False, False]]
+
+
 def test_a_token_stays_where_one_of_its_originals_changed() -> None:
     plan = ReductionPlan((Step(after=4),) * 4, drop_repeats=0.1)
     model, frames = tiny(plan), random_frames(1, 1).repeat(1, 2, 1, 1, 1)

@@ -135,6 +135,17 @@ def test_in_the_pool_a_token_of_size_three_counts_as_three_equal_tokens() -> Non
     assert_relatively_close(pool(few, sizes), pool(many, None))
 
 
+@torch.no_grad()
+def test_what_is_pooled_of_a_frame_without_tokens_is_what_no_attention_gives() -> None:
+    torch.manual_seed(0)
+    pool = AttentionPool(width=12, num_heads=3, mlp_width=20, activation="gelu_tanh", layer_norm_eps=1e-6)
+    torch.nn.init.normal_(pool.out.bias)
+    sizes = torch.ones(1, 2, 4)
+    sizes[0, 1] = 0
+    pooled = pool(torch.randn(1, 2, 4, 12), sizes)[0, 1]
+    torch.testing.assert_close(pooled, pool.out.bias + pool.mlp(pool.ln(pool.out.bias)))
+
+
 def test_gradients_reach_every_parameter_of_siglip(tmp_path: Path) -> None:
     model, _ = loaded(random_siglip(), tmp_path)
     ids, mask = full_sentences(end=1)

@@ -302,7 +302,7 @@ def test_two_towers_saved_one_by_one_need_no_temperature(folder: Path) -> None:
     assert read_weights(folder).state["logit_scale"] == 3.5
 
 
-def test_a_config_with_a_billion_layers_is_refused_at_once(pristine: Path) -> None:
-    shape = replace(read_weights(pristine).shape, vision_depth=10**9)
-    with pytest.raises(ValueError, match=r"asks for 1000000000 \+ 1 layers, but there are only 1 tensors"):
+def test_a_config_with_more_layers_than_tensors_is_refused_at_once(pristine: Path) -> None:
+    shape = replace(read_weights(pristine).shape, vision_depth=1000)
+    with pytest.raises(ValueError, match=r"asks for 1000 \+ 1 layers, but there are only 1 tensors"):
         from_state({"logit_scale": torch.zeros(())}, layout=TRANSFORMERS_CLIP, shape=shape)

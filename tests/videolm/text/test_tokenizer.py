@@ -172,7 +172,11 @@ def test_openais_bpe_file_gives_the_same_ids(tmp_path: Path) -> None:
     assert torch.equal(tokenizer(texts)[0], clip_tokenizer()(texts)[0])
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"header\na b\n"), gzip.compress(b"\na\n")])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"header\na b\n"), gzip.compress(b"\na\n")],
+    ids=["no gzip", "another list", "no header"],
+)
 def test_another_bpe_file_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
     (tmp_path / BPE_FILE).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{BPE_FILE}: (not )?openai/CLIP's vocabulary"):
