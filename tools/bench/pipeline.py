@@ -18,10 +18,7 @@ peak memory with the worker processes (shared pages once), and the cosine to the
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -40,6 +37,9 @@ import torch
 import torch.nn.functional as F
 import typer
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measuring import add_rows, device_name
 
 WAYS = ("usual", "decord", "exact", "keyframes")
 PARTS = ("decode", "prepare", "tower")
@@ -146,22 +146,10 @@ def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     libraries = ("torch", "transformers", "av", "decord", "opencv-python-headless")
     where = {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+        "machine": device_name(torch.device("cpu")),
         **{name: version(name) for name in libraries},
     }
-    is_new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *where])
-        if is_new:
-            writer.writeheader()
-        writer.writerows(row | where for row in rows)
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor()
+    add_rows(path, [row | where for row in rows])
 
 
 # The material
