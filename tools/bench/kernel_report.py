@@ -70,7 +70,7 @@ def measured_table(rows: Sequence[dict[str, str]]) -> str:
             if "videolm" in ways:
                 lines.append(measured_line(ways))
         lines.append("")
-    return "\n".join(lines) + "\n" if lines else ""
+    return "\n".join(lines)
 
 
 def measured_line(ways: dict[str, dict[str, str]]) -> str:
