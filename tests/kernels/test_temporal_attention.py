@@ -23,7 +23,7 @@ from tests.kernels.temporal_problems import (
 )
 from videolm_kernels import temporal_attention
 from videolm_kernels.backend import Backend
-from videolm_kernels.temporal_attention.eager import attend_in_chunks
+from videolm_kernels.sdpa import attend_in_chunks
 from videolm_kernels.testing import relative_error, tolerance
 
 BACKENDS: tuple[Backend, ...] = ("reference", "eager")
@@ -218,11 +218,12 @@ def test_rows_are_weighted_means_of_the_values(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_chunks_of_sequences_change_nothing(has_bias: bool) -> None:
-    query, key, value = random_qkv((2, 4, 5, 3, 8)).permute(3, 0, 2, 4, 1, 5)
-    bias = torch.randn(2, 1, 1, 4, 4, dtype=torch.float64) if has_bias else None
+def test_chunks_of_sequences_change_nothing(has_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = random_qkv((2, 4, 5, 3, 8)).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)
+    bias = torch.randn(10, 1, 4, 4, dtype=torch.float64) if has_bias else None
     whole = attend_in_chunks(query, key, value, bias)
-    torch.testing.assert_close(attend_in_chunks(query, key, value, bias, max_sequences=3), whole)
+    monkeypatch.setattr("videolm_kernels.sdpa.MAX_SEQUENCES", 3)
+    torch.testing.assert_close(attend_in_chunks(query, key, value, bias), whole)
 
 
 QKV = torch.zeros(1, 2, 3, 3, 4, 5)

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The kernels behind scaled_dot_product_attention take no more on CUDA: it is the limit of a grid's second axis.
-MAX_SEQUENCES = 65_535
+from videolm_kernels.sdpa import attend_in_chunks
 
 
 def frame_attention_eager(qkv: Tensor, log2_sizes: Tensor | None) -> Tensor:
@@ -53,13 +52,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, bias: Tensor | None, is
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, is_causal: bool) -> Tensor:
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return _attend_by_products(query, key, value, bias, is_causal)
-    if len(query) <= MAX_SEQUENCES:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=is_causal)
-    chunks = [slice(i, i + MAX_SEQUENCES) for i in range(0, len(query), MAX_SEQUENCES)]
-    biases = [None if bias is None else bias[chunk] for chunk in chunks]
-    return torch.cat(
-        [_attend(query[c], key[c], value[c], b, is_causal) for c, b in zip(chunks, biases, strict=True)]
-    )
+    return attend_in_chunks(query, key, value, bias, is_causal=is_causal)
 
 
 def _padding(num_keys: int) -> int:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_MAX_SEQUENCES = 65_535  # scaled_dot_product_attention puts them on a grid dimension of CUDA that ends here
+from videolm_kernels.sdpa import attend_in_chunks
 
 
 def temporal_attention_eager(
@@ -37,7 +37,7 @@ def temporal_attention_eager(
         value = torch.cat([shared_value.expand(per_token), value], dim=-2)
         bias = None if bias is None else F.pad(bias, (1, 0))
 
-    attend = _attend_by_products if _are_products_faster(query, key, bias) else attend_in_chunks
+    attend = _attend_by_products if _are_products_faster(query, key, bias) else _attend_by_sdpa
     out = attend(query, key, value, bias).permute(0, 3, 1, 2, 4)
     if exists is not None:
         out = out.masked_fill(~exists[:, :, None, None, None], 0)
@@ -72,27 +72,10 @@ def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor 
     return attended
 
 
-def attend_in_chunks(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *, max_sequences: int = _MAX_SEQUENCES
-) -> Tensor:
-    """scaled_dot_product_attention on (B, N, H, T, Dh), at most `max_sequences` of the B * N at once."""
+def _attend_by_sdpa(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     batch, num_tokens = query.shape[:2]
     query, key, value = (part.flatten(0, 1) for part in (query, key, value))
     if bias is not None:
         bias = bias.expand(batch, num_tokens, *bias.shape[2:]).flatten(0, 1)
-    # Not one chunk by the loop: torch.compile would make a graph for every number of sequences.
-    if len(query) <= max_sequences:
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    else:
-        attended = torch.cat(
-            [
-                F.scaled_dot_product_attention(
-                    query[start : start + max_sequences],
-                    key[start : start + max_sequences],
-                    value[start : start + max_sequences],
-                    attn_mask=None if bias is None else bias[start : start + max_sequences],
-                )
-                for start in range(0, len(query), max_sequences)
-            ]
-        )
+    attended = attend_in_chunks(query, key, value, bias)
     return attended.view(batch, num_tokens, *attended.shape[1:])
