@@ -51,8 +51,8 @@ def _hide(bias: Tensor | None, is_hidden: Tensor, like: Tensor) -> Tensor:
 
 
 # A problem is one position of T frames, too small for the tiles of scaled_dot_product_attention on a CPU. Its
-# time over that of plain products on one core with AMX (torch 2.13), at (B, T, N, H, Dh) = (1, 12, 197, 12, 64),
-# (1, 12, 50, 12, 64) and (32, 8, 17, 4, 48), without a mask:
+# time over that of plain products on one core with AVX512-BF16 (torch 2.13), at (B, T, N, H, Dh) =
+# (1, 12, 197, 12, 64), (1, 12, 50, 12, 64) and (32, 8, 17, 4, 48), without a mask:
 #   float32   forward 0.5, 0.6, 0.8   with backward 1.1, 1.0, 1.2
 #   bfloat16  forward 1.2, 1.2, 1.7   with backward 7.2, 7.8, 2.3
 # and about 0.2 more with one. Without the permutation, on strided views, it takes longer in nearly every case.

@@ -44,8 +44,8 @@ def match_tokens_eager(metric: Tensor, num_merged: int, num_protected: int) -> M
 
 # Groups of more than one token are at most r rows of a sequence: gathered, weighted and written over, they cost little
 # beside the pass that copies the kept rows. The time of the paper's formula, sums by scatter_add over all rows, over
-# this one's on one CPU core with AMX (torch 2.13), for 12 frames of 197 tokens of 768 with a residual and sizes, 4
-# and 16 of them merged: bfloat16 4.7 and 3.6 forward, 6.8 and 5 with the backward pass; float32 above 8 and 2.6, 3.7
+# this one's on one core with AVX512-BF16 (torch 2.13), for 12 frames of 197 tokens of 768 with residual and sizes,
+# 4 and 16 of them merged: bfloat16 4.7 and 3.6 forward, 6.8 and 5 with the backward pass; float32 above 8 and 2.6, 3.7
 # and 3.5. In bfloat16 with 4 merged a match takes 0.33 ms, half of it the product, and a merge 0.45 to 0.5 ms, of which
 # the addition of the residual, which every block does, is 0.24.
 def merge_tokens_eager(
