@@ -74,11 +74,11 @@ def read_json(path: Path) -> Any:
             raise unreadable(path, error) from error
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def read_rows(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> list[dict[str, str]]:
     """The rows of a csv file with a header, each with a value in every one of `columns`."""
     with open_annotation(path) as file:
         try:
-            rows = list(csv.DictReader(file, strict=True))
+            rows = list(csv.DictReader(file, strict=True, delimiter=delimiter))
         except _UNREADABLE as error:
             raise unreadable(path, error) from error
     if not rows:
@@ -129,16 +129,14 @@ def video_id(value: object, path: Path) -> str:
     return value
 
 
-def caption(value: object, path: Path, where: str) -> str:
+def caption(value: object, path: Path, where: str, *, what: str = "caption") -> str:
     """A sentence that has a word in it and can be encoded; `where` tells its place in the file."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{path}, {where}: caption {value!r} is no sentence")
+        raise ValueError(f"{path}, {where}: {what} {value!r} is no sentence")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{path}, {where}: caption {value!r} holds half a character (a surrogate)"
-        ) from error
+        raise ValueError(f"{path}, {where}: {what} {value!r} holds half a character (a surrogate)") from error
     return value
 
 

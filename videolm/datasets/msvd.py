@@ -58,18 +58,21 @@ def _read_json_form(path: Path, list_path: Path) -> list[CaptionedVideo]:
     return chosen(read_ids(list_path), captions, list_path=list_path, caption_path=path)
 
 
-def _read_sentence_form(path: Path, names_path: Path) -> list[CaptionedVideo]:
+def read_names(path: Path) -> dict[str, str]:
+    """The names of the video files by the short names `vid1`, `vid2`, ...: lines of a file's name, a blank, a name."""
     pairs = []
-    for number, line in enumerate(read_lines(names_path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         file_name, _, name = line.partition(" ")
         if not name:
-            raise ValueError(
-                f"{names_path}, line {number}: {line!r} is not a file's name, a blank and a name"
-            )
-        pairs.append((name.strip(), video_id(file_name, names_path)))
+            raise ValueError(f"{path}, line {number}: {line!r} is not a file's name, a blank and a name")
+        pairs.append((name.strip(), video_id(file_name, path)))
     for column in zip(*pairs, strict=True):
-        refuse_duplicates(column, names_path)
-    file_names = dict(pairs)
+        refuse_duplicates(column, path)
+    return dict(pairs)
+
+
+def _read_sentence_form(path: Path, names_path: Path) -> list[CaptionedVideo]:
+    file_names = read_names(names_path)
     sentences = []
     for number, line in enumerate(read_lines(path), start=1):
         name, _, text = line.partition("\t")

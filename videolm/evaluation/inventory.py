@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from videolm.datasets.annotations import CaptionedVideo
-from videolm.datasets.catalog import Benchmark, Size, find_benchmark
+from videolm.datasets.catalog import BENCHMARKS, Benchmark, Size
+from videolm.datasets.question_catalog import QUESTION_BENCHMARKS, QuestionBenchmark, QuestionSize
+from videolm.datasets.questions import VideoQuestion
 from videolm.evaluation.videos import locate_videos, named
 
 
@@ -63,16 +65,16 @@ def check_benchmark(name: str, folder: str | Path, *, videos: str | Path | None 
 
     Raises ValueError for a name that is not known, FileNotFoundError where the folder is not there.
     """
-    benchmark = find_benchmark(name)
+    benchmark = _find(name)
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; get {benchmark.title} from {benchmark.source}")
     checks = []
     ids: dict[str, None] = {}
     for split, size in benchmark.splits.items():
-        check, read = _check_split(benchmark, folder, split, size)
+        check, split_ids = _check_split(benchmark, folder, split, size)
         checks.append(check)
-        ids |= dict.fromkeys(video.id for video in read)
+        ids |= dict.fromkeys(split_ids)
     video_folder = folder / "videos" if videos is None else Path(videos)
     found = locate_videos(video_folder, list(ids)) if videos or video_folder.exists() else {}
     return Inventory(
@@ -88,20 +90,42 @@ def check_benchmark(name: str, folder: str | Path, *, videos: str | Path | None 
     )
 
 
+def _find(name: str) -> Benchmark | QuestionBenchmark:
+    known: dict[str, Benchmark | QuestionBenchmark] = {**BENCHMARKS, **QUESTION_BENCHMARKS}
+    if name not in known:
+        raise ValueError(f"benchmark ({name!r}) must be one of {', '.join(known)}")
+    return known[name]
+
+
 def _check_split(
-    benchmark: Benchmark, folder: Path, split: str, size: Size
-) -> tuple[SplitCheck, Sequence[CaptionedVideo]]:
-    expected = _size(size.num_videos, size.num_captions)
+    benchmark: Benchmark | QuestionBenchmark, folder: Path, split: str, size: Size | QuestionSize
+) -> tuple[SplitCheck, Sequence[str]]:
+    """The check, and the ids of the split's videos."""
+    expected = _size_text(size)
     try:
-        videos = benchmark.read(folder, split)
+        rows = benchmark.read(folder, split)
     except FileNotFoundError as error:
-        status = "optional" if size.is_optional else "missing"
-        return SplitCheck(split, expected, f"{Path(error.filename or folder).name} is not there", status), []
+        is_optional = isinstance(size, Size) and size.is_optional
+        missing = f"{Path(error.filename or folder).name} is not there"
+        return SplitCheck(split, expected, missing, "optional" if is_optional else "missing"), []
     except ValueError as error:
         return SplitCheck(split, expected, str(error), "wrong"), []
-    found = _size(len(videos), sum(len(video.captions) for video in videos))
-    return SplitCheck(split, expected, found, "ok" if found == expected else "wrong"), videos
+    ids = [row.id if isinstance(row, CaptionedVideo) else row.video_id for row in rows]
+    found = _size_text(_size_of(rows, size))
+    return SplitCheck(split, expected, found, "ok" if found == expected else "wrong"), ids
 
 
-def _size(num_videos: int, num_captions: int) -> str:
-    return f"{num_videos:,} videos, {num_captions:,} sentences"
+def _size_of(
+    rows: Sequence[CaptionedVideo] | Sequence[VideoQuestion], expected: Size | QuestionSize
+) -> Size | QuestionSize:
+    if isinstance(expected, Size):
+        return Size(len(rows), sum(len(row.captions) for row in rows if isinstance(row, CaptionedVideo)))
+    videos = {row.video_id for row in rows if isinstance(row, VideoQuestion)}
+    return QuestionSize(len(rows), None if expected.num_videos is None else len(videos))
+
+
+def _size_text(size: Size | QuestionSize) -> str:
+    if isinstance(size, Size):
+        return f"{size.num_videos:,} videos, {size.num_captions:,} sentences"
+    videos = "" if size.num_videos is None else f"{size.num_videos:,} videos, "
+    return f"{videos}{size.num_questions:,} questions"

@@ -48,6 +48,9 @@ def test_the_real_msrvtt_annotation_is_whole_and_its_videos_are_missing():
         ("msvd", "msvd", {"train", "val", "test"}, set()),
         ("didemo", "didemo", {"val", "test"}, {"train"}),
         ("activitynet", "activitynet_captions", {"val_1"}, {"train"}),
+        ("nextqa", "nextqa", {"val", "test"}, {"train"}),
+        ("msvd-qa", "msvd_qa", {"train", "val", "test"}, set()),
+        ("tgif-action", "tgif_qa", {"test"}, {"train"}),
     ],
 )
 def test_the_other_real_annotations_have_their_published_sizes(name, folder, there, missing):
@@ -72,6 +75,22 @@ def test_counts_that_differ_are_wrong_and_videos_are_found_by_name(lsmdc):
     assert found.rows()[-1] == ("video files", "3 files", "2 files; missing: clip1", "missing")
 
 
+def test_questions_are_counted_with_their_videos_where_these_are_known(tmp_path):
+    (tmp_path / "test.csv").write_text("video,question,answer,qid\n7,what is it,cat,1\n7,who is it,man,2\n")
+    (tmp_path / "count_test.csv").write_text("video,question,answer,qid\n52,how many,3,COUNT1\n")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "video7.mp4").touch()
+    found = check_benchmark("msrvtt-qa", tmp_path)
+    assert found.rows()[0] == ("test", "2,990 videos, 72,821 questions", "1 videos, 2 questions", "wrong")
+    assert (found.num_videos, found.missing_videos) == (1, [])
+    assert check_benchmark("tgif-count", tmp_path).rows()[0] == (
+        "test",
+        "3,554 questions",
+        "1 questions",
+        "wrong",
+    )
+
+
 def test_a_file_that_cannot_be_read_is_wrong_with_its_reason(tmp_path):
     (tmp_path / "val_1.json").write_text('{"v": {"sentences": ["a"]}, "v": {"sentences": ["b"]}}')
     val, train = check_benchmark("activitynet", tmp_path).checks
@@ -93,7 +112,7 @@ def test_the_command_exits_with_0_where_all_is_there(lsmdc, monkeypatch):
         (lsmdc / "videos" / f"clip{i}.avi").touch()
     small = {split: Size(1, 1) for split in LSMDC.splits}
     whole = replace(LSMDC, splits=small)
-    monkeypatch.setattr("videolm.evaluation.inventory.find_benchmark", lambda name: whole)
+    monkeypatch.setattr("videolm.evaluation.inventory.BENCHMARKS", {"lsmdc": whole})
     answer = run(app, ["lsmdc", "--dir", str(lsmdc), "--format", "json"])
     assert answer.exit_code == 0
     told = json.loads(answer.stdout)
