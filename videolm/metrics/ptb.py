@@ -26,20 +26,21 @@ _ABBREVIATIONS = """
     |wis|wisc|wm|wyo | (?-i:Ark|Az|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash)"""
 _BEFORE_A_NUMBER = "art|ca|figs?|nos?|op|pp|prop"
 
-# the first that fits counts, so what is longer or more special stands above
+# the first that fits counts, so what is longer or more special stands above; what looks ahead for a sign that may not
+# come (@, -) looks 64 characters far, or a long text without blanks would take time in the square of its length
 _TOKEN = re.compile(
     rf"""
     # most words, quickly
       can(?=not\b) | gon(?=na\b) | got(?=ta\b) | wan(?=na\b) | lem(?=me\b) | gim(?=me\b)
     | [a-z]+(?!\S)
     # addresses, names and tags of the web, mark-up, faces
-    | https?://[^\s<>|()]+ | [a-z0-9][\w.-]*@[\w-]+(?:\.[\w-]+)*
+    | https?://[^\s<>|()]+ | [a-z0-9][\w.-]{{0,63}}@[\w-]+(?:\.[\w-]+)*
     | [@\#][a-z]\w+ | </?[a-z]+/?>
     | [:;=][-o*']?[()\[\]{{}}dp](?![a-z])
     # 7 1/2; and/or; well-known
     | \d+\ +\d+/\d+
     | [a-z0-9]+(?:-[a-z]+){{0,2}}(?:/[a-z0-9]+(?:-[a-z]+){{0,2}}){{1,2}}
-    | [^\W_](?:[^\W_]|[.,_](?=\w))*(?:-[^\W_]\w*)+
+    | [^\W_](?:[^\W_]|[.,_](?=\w)){{0,63}}(?:-[^\W_]\w*)+
     # does|n't, it|'s, rock|'n'|roll, the '90s, '|t|is; o'clock, y'|all, hawai'i
     | [^\W\d_]+?(?=n't) | n't\w*
     | 'n' | 't(?=(?:is|was)\b) | '(?:s|m|d|re|ve|ll|n|em|cause|till?|[4-9]0s|\d\d(?!'))(?!\w)

@@ -18,8 +18,8 @@ Normalisation = Literal["exact", "words"]
 """What two answers are compared by.
 
 "exact": the strings as they are, the rule of MSRVTT-QA, MSVD-QA, ActivityNet-QA and TGIF-QA, whose answers are lower
-case without punctuation. "words": lower case, without punctuation and without the articles a, an and the; for models
-that write sentences. Numbers by the two do not compare.
+case without punctuation. "words": lower case, without punctuation and without the articles a, an and the, which stay
+where there is nothing else; for models that write sentences. Numbers by the two do not compare.
 """
 Groups = Mapping[str, Sequence[str]]
 """Name of a group to the types in it."""
@@ -237,9 +237,12 @@ def scores_of(
 
 
 def normalised_words(text: str) -> str:
-    """The words of an answer in lower case, without punctuation and articles, with one blank between them."""
+    """The words of an answer in lower case, without punctuation and articles, with one blank between them.
+
+    The articles of an answer that has no other word stay: the letter "a" is not the same as no answer.
+    """
     words = re.sub(r"[^\w\s]", " ", text.lower()).split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
 
 
 def _check_ids(predictions: Mapping[str, Any], ids: Sequence[str], missing: Missing) -> set[str]:

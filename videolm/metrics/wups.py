@@ -57,7 +57,7 @@ class Words(Protocol):
 class WordNet:
     """Words through NLTK, as NExT-OE's evaluation has them from NLTK and pywsd.
 
-    Needs `pip install nltk` and its data, which NLTK loads by `python -m nltk.downloader wordnet
+    Needs the extra `metrics` and NLTK's data, which NLTK loads by `python -m nltk.downloader wordnet
     averaged_perceptron_tagger_eng`; ImportError or FileNotFoundError says so.
     """
 
@@ -67,7 +67,7 @@ class WordNet:
             from nltk.corpus import wordnet
             from nltk.stem import PorterStemmer, WordNetLemmatizer
         except ImportError as error:
-            raise ImportError("WUPS needs NLTK: pip install nltk") from error
+            raise ImportError("WUPS needs NLTK: pip install 'videolm[metrics]'") from error
         self._tokens = nltk.NLTKWordTokenizer().tokenize
         self._tag = nltk.pos_tag
         self._stem = PorterStemmer().stem

@@ -1,6 +1,7 @@
 """Words against those of the Java tokeniser, on hand-picked sentences and on the 218,048 of five benchmarks."""
 
 import gzip
+import time
 
 import pytest
 from hypothesis import given
@@ -80,6 +81,13 @@ def test_every_text_becomes_words_without_space(text):
     words = tokenize(text)
     assert all(word and not word.isspace() and " " not in word for word in words)
     assert words == tokenize(f"  {text}\n")
+
+
+@pytest.mark.parametrize("piece", ["a..b", "a,", "1._", "a--"])
+def test_a_long_text_without_blanks_takes_no_time_in_its_square(piece):
+    before = time.process_time()
+    tokenize(piece * (120_000 // len(piece)))
+    assert time.process_time() - before < 2
 
 
 def _different(step: int) -> tuple[list[str], int]:

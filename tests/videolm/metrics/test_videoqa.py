@@ -93,6 +93,17 @@ def test_words_lose_case_punctuation_and_articles():
     assert normalised_words(" The cat's  A-frame, an owl! ") == "cat s frame owl"
 
 
+def test_an_answer_of_articles_alone_keeps_them():
+    assert (normalised_words("A."), normalised_words("the an"), normalised_words("...")) == (
+        "a",
+        "the an",
+        "",
+    )
+    questions = [Asked("1", "a"), Asked("2", "a")]
+    scores = evaluate_open({"1": "A.", "2": ""}, questions, normalisation="words")
+    assert scores.credit == {"1": 1.0, "2": 0.0}
+
+
 def test_a_choice_is_right_where_its_text_is_and_equal_candidates_are_told():
     questions = [
         Asked("1", "a", candidates=("a", "b", "a")),

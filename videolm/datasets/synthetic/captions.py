@@ -6,14 +6,33 @@ claims decide how many videos of a world a sentence fits, and so the highest rec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import Literal
 
 import numpy as np
 
+from videolm.datasets.synthetic.phrases import (
+    COLLECTIVES,
+    COLLIDES,
+    COLLIDES_WITH,
+    COLLIDING,
+    NUMBERS,
+    ON,
+    PLACES,
+    UNNAMED,
+    article,
+    background_name,
+    gerund,
+    goes_across,
+    place_name,
+    verbs_of,
+)
 from videolm.datasets.synthetic.scene import DIRECTIONS, Scene, Thing
 
 NUM_CAPTIONS = 20
+MAX_WORDS = 46
+"""Commas and colons included, so that with a start and an end a context of 48 holds any caption."""
 
 
 @dataclass(frozen=True)
@@ -68,33 +87,55 @@ class Caption:
         )
 
 
-def place_name(place: tuple[float, float]) -> str:
-    """ "top left", "middle", ... for a position in the central square."""
-    x, y = place
-    column = "left" if x < 0.38 else "right" if x > 0.62 else ""
-    row = "top" if y < 0.38 else "bottom" if y > 0.62 else ""
-    return f"{row} {column}".strip() or "middle"
-
-
 def write_captions(scene: Scene, *, number: int = NUM_CAPTIONS) -> list[Caption]:
     """`number` different captions; the first one names every thing with colour, shape and action."""
     rng = np.random.default_rng([scene.seed, 22, int(scene.backwards)])
-    captions = [_full(scene, rng, rich=False)]
-    texts = {captions[0].text}
+    captions: list[Caption] = []
+    texts: set[str] = set()
     for _ in range(4000):
-        if len(captions) == number:
-            return captions
-        kind = rng.random()
+        kind = rng.random() if captions else 0.5
         if len(scene.things) > 1 and kind < 0.15:
             caption = _of_one_thing(scene, rng)
         elif kind < 0.25:
             caption = _vague(scene, rng)
         else:
             caption = _full(scene, rng, rich=kind > 0.6)
-        if caption.text not in texts:
+        if caption.text not in texts and num_words(caption.text) <= MAX_WORDS:
             captions.append(caption)
             texts.add(caption.text)
+            if len(captions) == number:
+                return captions
     raise RuntimeError(f"scene {scene.seed} has fewer than {number} different captions")
+
+
+def num_words(text: str) -> int:
+    """Words, commas and colons."""
+    return len(text.split()) + text.count(",") + text.count(":")
+
+
+def thing_name(thing: Thing) -> str:
+    """ "red circle"."""
+    return f"{thing.colour} {thing.shape}"
+
+
+@dataclass(frozen=True)
+class _Clause:
+    """A thing and what it does."""
+
+    subject: str
+    """The thing, perhaps with where it starts."""
+    finite: str
+    """ "moves left"."""
+    gerund: str
+    """ "moving left"."""
+    claim: ThingClaim
+    kind: Literal["plain", "compound", "sequence"]
+    """One verb; one action whose words hold an "and"; or two actions."""
+
+    @property
+    def can_progress(self) -> bool:
+        """Whether "is moving left" is good English for it."""
+        return self.kind == "plain" and self.claim.program != ("still",)
 
 
 def _full(scene: Scene, rng: np.random.Generator, *, rich: bool) -> Caption:
@@ -113,115 +154,123 @@ def _full(scene: Scene, rng: np.random.Generator, *, rich: bool) -> Caption:
 
 def _single(scene: Scene, rng: np.random.Generator, rich: bool) -> Caption:
     name, claim = _noun(scene, 0, rng, rich=rich)
-    finite, ing, placed = _clause(scene, 0, rng, claim, places=rng.random() < 0.35)
-    form = rng.integers(6)
-    text = (
-        f"{name} {finite}",
-        f"{name} {ing}",
-        f"there is {name} that {finite}",
-        f"a video of {name} that {finite}",
-        f"we see {name}, it {finite}",
-        f"{name} is {ing}",
-    )[form]
-    return Caption(text, (placed,))
+    clause = _clause(scene, 0, rng, name, claim, places=rng.random() < 0.35)
+    forms = [
+        f"{clause.subject} {clause.finite}",
+        f"{clause.subject} {clause.gerund}",
+        f"there is {clause.subject} that {clause.finite}",
+        f"a video of {clause.subject} that {clause.finite}",
+        f"a video of {clause.subject} {clause.gerund}",
+        f"we see {clause.subject} {clause.gerund}",
+    ]
+    if clause.can_progress:
+        forms.append(f"{clause.subject} is {clause.gerund}")
+    return Caption(_pick(rng, *forms), (clause.claim,))
 
 
 def _together(scene: Scene, rng: np.random.Generator, order: list[int], rich: bool) -> Caption:
-    parts, claims = [], []
+    clauses = []
     for index in order:
         name, claim = _noun(scene, index, rng, rich=rich)
-        finite, _, placed = _clause(scene, index, rng, claim, places=rng.random() < 0.15)
-        parts.append(f"{name} {finite}")
-        claims.append(placed)
+        placed = rng.random() < 0.15
+        clauses.append(_clause(scene, index, rng, name, claim, places=placed, commas=len(order) == 2))
+    progress = all(clause.can_progress for clause in clauses) and rng.random() < 0.25
+    parts = [f"{c.subject} is {c.gerund}" if progress else f"{c.subject} {c.finite}" for c in clauses]
+    text = _pick(rng, *_joined(parts, {clause.kind for clause in clauses}))
     number = None
-    if len(parts) == 2:
-        text = parts[0] + _pick(rng, " while ", " and ", ", and ", " as ") + parts[1]
-    else:
-        text = f"{parts[0]}, {parts[1]}" + _pick(rng, " and ", ", and ", " while ") + parts[2]
     if rng.random() < 0.15:
         number = len(order)
-        text = f"{('two', 'three')[number - 2]} shapes: {text}"
-    return Caption(text, tuple(claims), number=number)
+        text = _pick(rng, "", "there are ") + f"{NUMBERS[number - 1]} shapes: {text}"
+    return Caption(text, tuple(clause.claim for clause in clauses), number=number)
+
+
+def _joined(parts: list[str], kinds: set[str]) -> list[str]:
+    """The ways to put two or three clauses into a sentence that stays easy to read."""
+    if len(parts) == 3:
+        a, b, c = parts
+        return [f"{a}, {b}, and {c}"] + ([f"{a} while {b} and {c}"] if kinds == {"plain"} else [])
+    joints = [", and ", ", while " if "sequence" in kinds else " while "]
+    if kinds == {"plain"}:
+        joints += [" and ", " as "]
+    return [joint.join(parts) for joint in joints]
 
 
 def _collision(scene: Scene, rng: np.random.Generator, order: list[int], rich: bool) -> Caption:
     (a, first), (b, second) = (_noun(scene, index, rng, rich=rich) for index in order)
-    text = _pick(
-        rng,
-        f"{a} and {b} collide",
-        f"{a} bumps into {b}",
-        f"{a} and {b} run into each other and bounce apart",
-        f"{a} collides with {b}",
-        f"{a} hits {b} and they move apart again",
-        f"{a} and {b} bump into each other",
-    )
-    return Caption(text, (first, second), event="collide")
+    together = [f"{a} and {b} {phrase}" for phrase in COLLIDING]
+    forms = together + [f"{a} {before} {b}{after}" for before, after in COLLIDES_WITH]
+    return Caption(_pick(rng, *forms), (first, second), event="collide")
 
 
 def _passing(scene: Scene, rng: np.random.Generator, rich: bool) -> Caption:
     (mover, first), (front, second) = (_noun(scene, index, rng, rich=rich) for index in (0, 1))
-    finite, ing, first = _clause(scene, 0, rng, first, places=False)
-    text = _pick(
-        rng,
-        f"{mover} {finite} behind {front}",
-        f"{mover} passes behind {front} while {ing}",
-        f"{mover} {finite} and passes behind {front}",
-        f"{front} stays still while {mover} {finite} behind it",
-        f"{mover} disappears behind {front} while {ing}",
-    )
-    return Caption(text, (first, second), event="behind")
+    clause = _clause(scene, 0, rng, mover, first, places=False)
+    form = int(rng.integers(7))
+    text = (
+        f"{mover} {clause.finite} behind {front}",
+        f"{mover} {clause.finite} and passes behind {front}",
+        f"{mover} {clause.finite}, passing behind {front}",
+        f"{mover} is {clause.gerund} behind {front}",
+        f"there is {mover} that {clause.finite} behind {front}",
+        f"behind {front}, {mover} {clause.finite}",
+        f"{front} stays still while {mover} {clause.finite} behind it",
+    )[form]
+    if form < 5:
+        claims = (clause.claim, second)
+    else:
+        claims = (replace(second, program=("still",)) if form == 6 else second, clause.claim)
+    return Caption(text, claims, event="behind")
 
 
 def _of_one_thing(scene: Scene, rng: np.random.Generator) -> Caption:
     index = int(rng.integers(len(scene.things)))
-    if scene.event == "collide":
-        name, claim = _noun(scene, index, rng, rich=True)
-        return Caption(
-            f"{name} " + _pick(rng, "bumps into another shape", "collides with something"),
-            (claim,),
-            "collide",
-        )
     name, claim = _noun(scene, index, rng, rich=True)
-    finite, _, placed = _clause(scene, index, rng, claim, places=rng.random() < 0.5)
-    return Caption(f"{name} {finite}", (placed,))
+    if scene.event == "collide":
+        return Caption(f"{name} {_pick(rng, *COLLIDES)}", (claim,), "collide")
+    clause = _clause(scene, index, rng, name, claim, places=rng.random() < 0.5)
+    return Caption(f"{clause.subject} {clause.finite}", (clause.claim,))
 
 
 def _vague(scene: Scene, rng: np.random.Generator) -> Caption:
     """Leaves out the colour or the shape, or says only where things are."""
+    if scene.event == "collide":
+        things = _pick(rng, *(f"two {noun}" for noun in COLLECTIVES))
+        text = f"{things} {_pick(rng, *COLLIDING)}"
+        return _on_background(Caption(text, (), "collide", number=2), scene, rng)
     index = int(rng.integers(len(scene.things)))
     thing = scene.things[index]
-    if scene.event == "collide":
-        text = _pick(
-            rng, "two shapes collide", "two shapes bump into each other", "two things hit each other"
-        )
-        return Caption(f"{text} on {_background_name(scene)}", (), "collide", None, scene.pattern, scene.tone)
     kind = rng.integers(3)
     if kind == 0:
         claim = ThingClaim(thing.colour, None)
-        name = _pick(
-            rng, f"something {thing.colour}", f"{_a(thing.colour)} shape", f"{_a(thing.colour)} object"
-        )
+        names = [article(f"{thing.colour} {noun}") for noun in UNNAMED]
+        name = _pick(rng, f"something {thing.colour}", *names)
     elif kind == 1:
         claim = ThingClaim(None, thing.shape)
-        name = _a(thing.shape)
+        name = article(thing.shape)
     else:
         place = place_name(scene.place(index, "start"))
         claim = ThingClaim(thing.colour, thing.shape, start=place)
-        return Caption(f"{_a(f'{thing.colour} {thing.shape}')} starts {_at(place)}", (claim,))
-    finite, _, placed = _clause(scene, index, rng, claim, places=rng.random() < 0.5)
-    return Caption(f"{name} {finite}", (placed,))
+        name = article(thing_name(thing))
+        if any(action in DIRECTIONS for action in thing.program):
+            return Caption(f"{name} starts {PLACES[place]}", (claim,))
+        return Caption(f"there is {name} {PLACES[place]}", (claim,))
+    clause = _clause(scene, index, rng, name, claim, places=rng.random() < 0.5)
+    return Caption(f"{clause.subject} {clause.finite}", (clause.claim,))
 
 
 def _on_background(caption: Caption, scene: Scene, rng: np.random.Generator) -> Caption:
-    where = _background_name(scene)
-    text = _pick(rng, f"{caption.text} on {where}", f"on {where}, {caption.text}", f"{caption.text}, {where}")
-    return Caption(text, caption.things, caption.event, caption.number, scene.pattern, scene.tone)
-
-
-def _background_name(scene: Scene) -> str:
-    pattern = "" if scene.pattern == "plain" else f"{scene.pattern} "
-    name = f"plain {scene.tone}" if not pattern else f"{pattern}{scene.tone}"
-    return f"{_a(name)} background"
+    where = background_name(scene.pattern, scene.tone)
+    text = caption.text
+    ahead = f"on {where}, {text}"
+    behind = f"{text} {_pick(rng, *ON)} {where}"
+    if text.startswith("a video of"):
+        told = behind
+    elif text.endswith(("off", *PLACES.values())):
+        # "on and off on a plain gray background" stumbles
+        told = ahead
+    else:
+        told = behind if ":" in text else _pick(rng, ahead, behind)
+    return replace(caption, text=told, pattern=scene.pattern, tone=scene.tone)
 
 
 def _noun(scene: Scene, index: int, rng: np.random.Generator, *, rich: bool) -> tuple[str, ThingClaim]:
@@ -232,159 +281,77 @@ def _noun(scene: Scene, index: int, rng: np.random.Generator, *, rich: bool) -> 
     words = [w for w in (size, thing.colour, texture, thing.shape) if w]
     if texture and rng.random() < 0.5:
         words = [w for w in (size, texture, thing.colour, thing.shape) if w]
-    return _a(" ".join(words)), ThingClaim(thing.colour, thing.shape, texture, size)
+    return article(" ".join(words)), ThingClaim(thing.colour, thing.shape, texture, size)
 
 
 def _clause(
-    scene: Scene, index: int, rng: np.random.Generator, claim: ThingClaim, *, places: bool
-) -> tuple[str, str, ThingClaim]:
-    """What a thing does, as "moves left" and "moving left", and the claim with it."""
+    scene: Scene,
+    index: int,
+    rng: np.random.Generator,
+    name: str,
+    claim: ThingClaim,
+    *,
+    places: bool,
+    commas: bool = True,
+) -> _Clause:
+    """What a thing does, and the claim with it; with `places`, also where it starts or ends."""
     program = scene.program(index)
-    verbs = [_pick(rng, *_VERBS[action]) for action in program]
-    if len(verbs) == 1:
-        finite, ing = verbs[0], _ing(verbs[0])
-    else:
-        finite, ing = _sequence(program, verbs, rng)
-    start = end = None
-    if places and any(action in DIRECTIONS for action in program):
-        if rng.random() < 0.6:
-            start = place_name(scene.place(index, "start"))
-            finite, ing = f"starts {_at(start)} and {finite}", f"starting {_at(start)} and {ing}"
-        else:
-            end = place_name(scene.place(index, "end"))
-            finite, ing = f"{finite} and ends {_at(end)}", f"{ing} and ending {_at(end)}"
-    elif places:
+    claim = replace(claim, program=program)
+    phrases = verbs_of(program)
+    for step, action in enumerate(program):
+        if not goes_across(action, *scene.way(index, step)):
+            phrases[step] = tuple(verb for verb in phrases[step] if " from " not in verb)
+    if len(program) == 2:
+        finite, ing = _sequence(phrases, rng, commas)
+        if not places:
+            return _Clause(name, finite, ing, claim, "sequence")
         start = place_name(scene.place(index, "start"))
-        finite, ing = f"{finite} {_at(start)}", f"{ing} {_at(start)}"
-    return finite, ing, ThingClaim(claim.colour, claim.shape, claim.texture, claim.size, program, start, end)
+        return _Clause(f"{name} {PLACES[start]}", finite, ing, replace(claim, start=start), "sequence")
+    verbs = phrases[0]
+    if places:
+        # "starts on the right and slides from right to left" says it twice
+        verbs = tuple(verb for verb in verbs if " from " not in verb)
+    finite = _pick(rng, *verbs)
+    kind: Literal["plain", "compound"] = "compound" if " and " in finite else "plain"
+    if not places:
+        return _Clause(name, finite, gerund(finite), claim, kind)
+    return _placed(scene, index, rng, _Clause(name, finite, gerund(finite), claim, kind))
 
 
-def _sequence(program: tuple[str, ...], verbs: list[str], rng: np.random.Generator) -> tuple[str, str]:
-    first, second = verbs
-    if program[1] == "still":
-        tail = _pick(rng, "then stops", "then comes to rest", "then stands still")
-        return f"{first} and {tail}", f"{_ing(first)} and {_ing_after(tail)}"
-    if program[0] == "still":
-        head = _pick(rng, "waits and then", "rests at first and then", "stands still and then")
-        return f"{head} {second}", f"{_ing(head)} {_ing(second)}"
-    form = rng.integers(4)
-    if form == 0:
-        return f"{first} and then {second}", f"{_ing(first)} and then {_ing(second)}"
-    if form == 1:
-        return f"first {first}, then {second}", f"first {_ing(first)}, then {_ing(second)}"
-    if form == 2:
-        return f"{first} before it {second}", f"{_ing(first)} before it {second}"
-    return f"{second} after it {first}", f"{_ing(second)} after it {first}"
+def _placed(scene: Scene, index: int, rng: np.random.Generator, clause: _Clause) -> _Clause:
+    """A clause of one action with where the thing starts or ends."""
+    start, end = (place_name(scene.place(index, at)) for at in ("start", "end"))
+    claim, finite = clause.claim, clause.finite
+    form = rng.random()
+    if form < 0.4:
+        return replace(clause, subject=f"{clause.subject} {PLACES[start]}", claim=replace(claim, start=start))
+    if not any(action in DIRECTIONS for action in scene.program(index)):
+        finite, claim = f"{finite} {PLACES[start]}", replace(claim, start=start)
+        return replace(clause, finite=finite, gerund=gerund(finite), claim=claim)
+    if form < 0.7:
+        finite, claim = f"starts {PLACES[start]} and {finite}", replace(claim, start=start)
+    else:
+        finite, claim = f"{finite} and ends {PLACES[end]}", replace(claim, end=end)
+    return _Clause(clause.subject, finite, gerund(finite), claim, "compound")
 
 
-_GERUNDS = {
-    "moves": "moving",
-    "goes": "going",
-    "slides": "sliding",
-    "drifts": "drifting",
-    "travels": "traveling",
-    "rises": "rising",
-    "sinks": "sinking",
-    "falls": "falling",
-    "climbs": "climbing",
-    "grows": "growing",
-    "gets": "getting",
-    "becomes": "becoming",
-    "expands": "expanding",
-    "shrinks": "shrinking",
-    "spins": "spinning",
-    "turns": "turning",
-    "rotates": "rotating",
-    "bounces": "bouncing",
-    "hops": "hopping",
-    "jumps": "jumping",
-    "blinks": "blinking",
-    "flashes": "flashing",
-    "vanishes": "vanishing",
-    "stays": "staying",
-    "stands": "standing",
-    "rests": "resting",
-    "does": "doing",
-    "waits": "waiting",
-    "stops": "stopping",
-    "comes": "coming",
-}
-
-
-def _ing(verb: str) -> str:
-    head, _, tail = verb.partition(" ")
-    return f"{_GERUNDS[head]} {tail}".strip()
-
-
-def _ing_after(tail: str) -> str:
-    word, _, rest = tail.partition(" ")
-    return f"{word} {_ing(rest)}"
-
-
-def _diagonal(vertical: str, horizontal: str) -> tuple[str, ...]:
-    corner = f"{'upper' if vertical == 'up' else 'lower'} {horizontal}"
-    return (
-        f"moves {vertical} and to the {horizontal}",
-        f"goes diagonally {vertical} to the {horizontal}",
-        f"slides toward the {corner}",
-        f"drifts {vertical} and {horizontal}",
-        f"moves toward the {corner} corner",
-    )
-
-
-_VERBS: dict[str, tuple[str, ...]] = {
-    "left": (
-        "moves to the left",
-        "goes left",
-        "slides from right to left",
-        "drifts to the left",
-        "travels left",
-        "moves left",
-    ),
-    "right": (
-        "moves to the right",
-        "goes right",
-        "slides from left to right",
-        "drifts to the right",
-        "travels right",
-        "moves right",
-    ),
-    "up": ("moves up", "rises", "goes upward", "climbs from bottom to top", "slides up", "moves upward"),
-    "down": (
-        "moves down",
-        "sinks",
-        "goes downward",
-        "falls from top to bottom",
-        "slides down",
-        "moves downward",
-    ),
-    "up-left": _diagonal("up", "left"),
-    "up-right": _diagonal("up", "right"),
-    "down-left": _diagonal("down", "left"),
-    "down-right": _diagonal("down", "right"),
-    "grow": ("grows", "gets bigger", "becomes larger", "expands", "grows larger"),
-    "shrink": ("shrinks", "gets smaller", "becomes smaller", "shrinks away"),
-    "clockwise": ("spins clockwise", "turns clockwise", "rotates clockwise"),
-    "counterclockwise": ("spins counterclockwise", "turns counterclockwise", "rotates counterclockwise"),
-    "bounce": ("bounces up and down", "hops up and down", "bounces", "jumps up and down"),
-    "blink": ("blinks", "flashes on and off", "vanishes and comes back", "blinks on and off"),
-    "still": ("stays still", "stands still", "rests", "stays in place"),
-    "collide": ("moves",),
-}
-
-
-def _at(place: str) -> str:
-    return "in the middle" if place == "middle" else f"at the {place}"
-
-
-def _a(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+def _sequence(phrases: list[tuple[str, ...]], rng: np.random.Generator, commas: bool) -> tuple[str, str]:
+    """ "moves left and then spins" and "moving left and then spinning"; without `commas`, none in either."""
+    firsts, seconds = phrases
+    first = _pick(rng, *firsts)
+    # "moves left and then moves up" is no good style
+    second = _pick(rng, *(verb for verb in seconds if verb.split()[0] != first.split()[0]))
+    is_double = "back" in f"{first} {second}"
+    joint = ", then " if is_double else " and then "
+    finite, ing = f"{first}{joint}{second}", f"{gerund(first)}{joint}{gerund(second)}"
+    forms = [(finite, ing)] if commas or not is_double else []
+    if commas:
+        forms.append((f"first {first}, then {second}", ing))
+    if second != "stays as it is":
+        forms.append((f"{first} before {gerund(second)}", f"{gerund(first)} before {gerund(second)}"))
+        forms.append((f"{second} after {gerund(first)}", f"{gerund(second)} after {gerund(first)}"))
+    return forms[int(rng.integers(len(forms)))]
 
 
 def _pick(rng: np.random.Generator, *options: str) -> str:
     return options[int(rng.integers(len(options)))]
-
-
-def thing_name(thing: Thing) -> str:
-    """ "red circle"."""
-    return f"{thing.colour} {thing.shape}"

@@ -1,20 +1,39 @@
 """Questions about a scene with their answers and, for multiple choice, five candidates.
 
 Answers are short, as in MSRVTT-QA. A question is asked only where it has one answer: a thing is called by
-colour, by shape or by both, whichever names it alone.
+colour, by shape or by both, whichever names it alone. Of the questions of yes or no, each wording is answered
+by either about as often.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from videolm.datasets.synthetic.captions import thing_name
-from videolm.datasets.synthetic.scene import COLOURS, DIRECTIONS, SHAPES, Scene
+from videolm.datasets.synthetic.phrases import NUMBERS
+from videolm.datasets.synthetic.scene import COLOURS, DIRECTIONS, INVERSE, SHAPES, Scene
 
 NUM_CANDIDATES = 5
-_NUMBERS = ("one", "two", "three", "four", "five")
+_NAME = r"the \w+ \w+"
+_TYPES = {
+    "count": r"how many shapes are there",
+    "color": r"what color is the \w+",
+    "shape": r"what shape is the \w+ object",
+    "action": rf"what does {_NAME} do",
+    "first action": rf"what does {_NAME} do first",
+    "last action": rf"what does {_NAME} do last",
+    "direction": rf"in which direction does {_NAME} move( first| last)?",
+    "spin": rf"which way does {_NAME} spin",
+    "which first": r"which shape acts first",
+    "yes/no order": rf"does {_NAME} [\w ]+ before [\w ]+",
+    "yes/no action": rf"does {_NAME} \w+",
+    "yes/no direction": rf"does {_NAME} move \w+( \w+)?",
+    "yes/no spin": rf"does {_NAME} spin \w+",
+}
+QUESTION_TYPES = tuple(_TYPES)
 _DOING = {
     "grow": "grow",
     "shrink": "shrink",
@@ -25,10 +44,29 @@ _DOING = {
     "still": "rest",
     "collide": "collide",
 } | dict.fromkeys(DIRECTIONS, "move")
+_GERUND = {
+    "grow": "growing",
+    "shrink": "shrinking",
+    "spin": "spinning",
+    "bounce": "bouncing",
+    "blink": "blinking",
+    "rest": "resting",
+    "move": "moving",
+}
 _IMPLIED = {"collide": {"move", "bounce"}, "bounce": {"move"}}
 """What is true as well of a thing that does this, so that it is no wrong answer."""
-_DIRECTION_WORDS = {name: name.replace("-", " ") for name in DIRECTIONS}
-_SPINS = {"clockwise": "clockwise", "counterclockwise": "counterclockwise"}
+_TRUE_SHARE = {
+    "grow": 0.06,
+    "shrink": 0.06,
+    "spin": 0.14,
+    "bounce": 0.095,
+    "blink": 0.115,
+    "rest": 0.345,
+    "collide": 0.05,
+    "move": 0.44,
+}
+"""Of the things that can be asked whether they do it, the share that does."""
+_YES_NO = ("yes", "no")
 
 
 _Row = tuple[str, str, tuple[str, ...]]
@@ -48,15 +86,34 @@ class Question:
     def answer_index(self) -> int:
         return self.candidates.index(self.answer)
 
+    @property
+    def type(self) -> str:
+        return question_type(self.text)
+
+
+def question_type(question: str) -> str:
+    """Which of `QUESTION_TYPES` a question of the world is; ValueError for any other question."""
+    for name, pattern in _TYPES.items():
+        if re.fullmatch(pattern, question):
+            return name
+    raise ValueError(
+        f"question ({question!r}) is none that the rendered world asks: {', '.join(QUESTION_TYPES)}"
+    )
+
 
 def write_questions(scene: Scene) -> list[Question]:
     """All questions that the scene can be asked, in a fixed order."""
     rng = np.random.default_rng([scene.seed, 23, int(scene.backwards)])
-    rows: list[_Row] = [("how many shapes are there", _NUMBERS[len(scene.things) - 1], _NUMBERS)]
+    rows: list[_Row] = [("how many shapes are there", NUMBERS[len(scene.things) - 1], NUMBERS)]
     for index, thing in enumerate(scene.things):
+        name = f"the {thing_name(thing)}"
+        program = scene.program(index)
         rows += _look_rows(scene, index)
-        rows += _action_rows(scene, index, thing_name(thing), rng)
-    rows += _order_rows(scene)
+        rows += _action_rows(program, name)
+        rows += _direction_rows(program, name, rng)
+        rows += _order_row(program, name, rng)
+        rows += _doing_rows(program, name, rng)
+    rows += _first_row(scene)
     return [Question(text, answer, _candidates(answer, pool, rng)) for text, answer, pool in rows]
 
 
@@ -66,39 +123,73 @@ def _look_rows(scene: Scene, index: int) -> list[_Row]:
     if sum(other.shape == thing.shape for other in scene.things) == 1:
         rows.append((f"what color is the {thing.shape}", thing.colour, tuple(COLOURS)))
     if sum(other.colour == thing.colour for other in scene.things) == 1:
-        rows.append((f"what shape is {thing.colour}", thing.shape, SHAPES))
+        rows.append((f"what shape is the {thing.colour} object", thing.shape, SHAPES))
     return rows
 
 
-def _action_rows(scene: Scene, index: int, name: str, rng: np.random.Generator) -> list[_Row]:
-    program = scene.program(index)
-    rows: list[_Row] = []
+def _action_rows(program: tuple[str, ...], name: str) -> list[_Row]:
     implied = {also for action in program for also in _IMPLIED.get(_DOING[action], ())}
-    doings = tuple(word for word in dict.fromkeys(_DOING.values()) if word not in implied)
+    pool = tuple(word for word in dict.fromkeys(_DOING.values()) if word not in implied)
     if len(program) == 1:
-        rows.append((f"what does the {name} do", _DOING[program[0]], doings))
-    else:
-        rows.append((f"what does the {name} do first", _DOING[program[0]], doings))
-        rows.append((f"what does the {name} do last", _DOING[program[1]], doings))
+        return [(f"what does {name} do", _DOING[program[0]], pool)]
+    if all(action in DIRECTIONS for action in program):
+        return []
+    return [
+        (f"what does {name} do first", _DOING[program[0]], pool),
+        (f"what does {name} do last", _DOING[program[1]], pool),
+    ]
+
+
+def _direction_rows(program: tuple[str, ...], name: str, rng: np.random.Generator) -> list[_Row]:
+    rows: list[_Row] = []
+    # what bounces goes up and down besides
+    directions = tuple(d for d in DIRECTIONS if "bounce" not in program or d not in ("up", "down"))
+    moves = [action for action in program if action in directions]
+    pool = tuple(_words(direction) for direction in directions)
+    for action, when in zip(moves, ("",) if len(moves) == 1 else (" first", " last"), strict=False):
+        rows.append((f"in which direction does {name} move{when}", _words(action), pool))
+    if len(moves) == 1:
+        # "left" is no wrong answer for a thing that goes up left, so a slanting way is asked of such a one
+        action = moves[0]
+        other = [d for d in directions if d != action and ("-" in d) == ("-" in action)]
+        asked = action if rng.random() < 0.5 else str(rng.choice(other))
+        rows.append((f"does {name} move {_words(asked)}", _yes(asked == action), _YES_NO))
     for action in program:
-        if action in DIRECTIONS and sum(a in DIRECTIONS for a in program) == 1:
-            pool = tuple(_DIRECTION_WORDS.values())
-            rows.append((f"which direction does the {name} move", _DIRECTION_WORDS[action], pool))
-            # "left" is no wrong answer for a thing that goes up left
-            other = [d for d in DIRECTIONS if not set(d.split("-")) & set(action.split("-"))]
-            asked = action if rng.random() < 0.5 else str(rng.choice(other))
-            answer = "yes" if asked == action else "no"
-            rows.append((f"does the {name} move {_DIRECTION_WORDS[asked]}", answer, ("yes", "no")))
-        if action in _SPINS:
-            pool = (*_SPINS.values(), "left", "right", "up")
-            rows.append((f"which way does the {name} spin", _SPINS[action], pool))
-    asked = _DOING[program[0]] if rng.random() < 0.4 else str(rng.choice(doings))
-    truth = asked in {_DOING[action] for action in program}
-    rows.append((f"does the {name} {asked}", "yes" if truth else "no", ("yes", "no")))
+        if _DOING[action] == "spin":
+            pool = (action, INVERSE[action], "left", "right", "up")
+            rows.append((f"which way does {name} spin", action, pool))
+            asked = action if rng.random() < 0.5 else INVERSE[action]
+            rows.append((f"does {name} spin {asked}", _yes(asked == action), _YES_NO))
     return rows
 
 
-def _order_rows(scene: Scene) -> list[_Row]:
+def _order_row(program: tuple[str, ...], name: str, rng: np.random.Generator) -> list[_Row]:
+    """Which of its two actions comes first."""
+    if len(program) == 1:
+        return []
+    asked = program if rng.random() < 0.5 else program[::-1]
+    told = [""] * 2
+    if all(action in DIRECTIONS for action in program):
+        told = [f" {_words(action)}" for action in asked]
+    first, second = (_DOING[action] for action in asked)
+    text = f"does {name} {first}{told[0]} before {_GERUND[second]}{told[1]}"
+    return [(text, _yes(asked == program), _YES_NO)]
+
+
+def _doing_rows(program: tuple[str, ...], name: str, rng: np.random.Generator) -> list[_Row]:
+    """Whether it does this or that, drawn so that either answer is as likely whatever is asked."""
+    does = {_DOING[action] for action in program}
+    implied = {also for word in does for also in _IMPLIED.get(word, ())}
+    rows: list[_Row] = []
+    for word, share in _TRUE_SHARE.items():
+        rare = min(share, 1 - share)
+        chance = 0.5 * rare / (share if word in does else 1 - share)
+        if rng.random() < chance and word not in implied - does:
+            rows.append((f"does {name} {word}", _yes(word in does), _YES_NO))
+    return rows
+
+
+def _first_row(scene: Scene) -> list[_Row]:
     """Which of two things acts first, where one waits while the other acts."""
     starts = [i for i in range(len(scene.things)) if scene.program(i)[0] != "still"]
     waits = [i for i in range(len(scene.things)) if scene.program(i)[0] == "still" and scene.program(i)[1:]]
@@ -107,7 +198,15 @@ def _order_rows(scene: Scene) -> list[_Row]:
     thing = scene.things[starts[0]]
     if sum(other.shape == thing.shape for other in scene.things) > 1:
         return []
-    return [("what shape acts first", thing.shape, SHAPES)]
+    return [("which shape acts first", thing.shape, SHAPES)]
+
+
+def _words(direction: str) -> str:
+    return direction.replace("-", " ")
+
+
+def _yes(truth: bool) -> str:
+    return "yes" if truth else "no"
 
 
 def _candidates(answer: str, pool: tuple[str, ...], rng: np.random.Generator) -> tuple[str, ...]:

@@ -162,6 +162,13 @@ class Scene:
         x, y, *_ = pose(self.things[index], time)
         return x, y
 
+    def way(self, index: int, step: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Where thing `index` is seen at the start and the end of the action number `step` of its program."""
+        thing = self.things[index]
+        times = (step / len(thing.program), (step + 1) / len(thing.program))
+        (ax, ay, *_), (bx, by, *_) = (pose(thing, 1 - t if self.backwards else t) for t in times)
+        return (ax, ay), (bx, by)
+
     def reverse(self) -> Scene:
         """The same frames in the other order."""
         return replace(self, backwards=not self.backwards)

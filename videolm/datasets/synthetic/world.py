@@ -4,9 +4,10 @@ OUT/
   videos/video0.mp4 ...      every frame of a twin is an independent picture, so twins decode alike
   MSRVTT_data.json           all captions; `category` is the number of things
   MSRVTT_train.9k.csv  MSRVTT_val.full.csv  MSRVTT_JSFUSION_test.csv
-  train_qa.json  val_qa.json  test_qa.json
+  train_qa.json  val_qa.json  test_qa.json   with candidates, answer_index and type besides
   twins.csv                  split, kind, video_a, sentence_a, video_b, sentence_b
-  world.json                 seed and number of videos, from which everything can be made again
+  world.json                 seed and number of videos, from which everything can be made again, and the versions of
+                             the pictures and of the language
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from videolm.datasets.annotations import exists
 from videolm.datasets.synthetic.captions import Caption, write_captions
 from videolm.datasets.synthetic.draw import draw_frames
 from videolm.datasets.synthetic.questions import write_questions
@@ -32,7 +34,19 @@ from videolm.files import write_text
 from videolm.video.writer import write_video
 
 _VERSION = 1
+"""Of the pictures: raised when a scene or its picture changes."""
+_LANGUAGE = 2
+"""Of captions and questions: raised when any of them changes. A `world.json` without it is of version 1."""
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_LISTS: dict[Split, str] = {
+    "train": "MSRVTT_train.9k.csv",
+    "val": "MSRVTT_val.full.csv",
+    "test": "MSRVTT_JSFUSION_test.csv",
+}
+_ANNOTATION = (
+    *("MSRVTT_data.json", *_LISTS.values()),
+    *("twins.csv", *(f"{split}_qa.json" for split in _SPLITS)),
+)
 
 
 @dataclass(frozen=True)
@@ -137,14 +151,19 @@ def render_world(
 ) -> list[WorldVideo]:
     """Writes a world below `out` and returns the videos of `split`, the only ones whose files are made.
 
-    Annotation covers all splits. A video file that is there already is kept, so that a stopped run goes on;
-    a folder with another world is an error. `on_video` is called with the id of each finished file.
+    Annotation covers all splits, and is written anew whenever it is asked for: where it is of an older language,
+    it is of this one afterwards, and `world.json` says so. A video file that is there already is kept, so that a
+    stopped run goes on. ValueError for a folder with another world, and for one with annotation or videos that is
+    no world, such as MSR-VTT itself. `on_video` is called with the id of each finished file.
     """
     out = Path(out)
     videos = plan_world(num_videos, seed=seed)
-    (out / "videos").mkdir(parents=True, exist_ok=True)
-    _claim(out, {"version": _VERSION, "seed": seed, "num_videos": num_videos})
+    facts = {"version": _VERSION, "language": _LANGUAGE, "seed": seed, "num_videos": num_videos}
+    _claim(out, facts)
     _write_annotation(out, videos)
+    # only now, so that an annotation that is left half old is not taken for a new one
+    write_text(out / "world.json", json.dumps(facts) + "\n")
+    (out / "videos").mkdir(exist_ok=True)
     wanted = [video for video in videos if split in ("all", video.split)]
     missing = [(video, str(out)) for video in wanted if not _file(out, video).exists()]
     for video_id in _render_all(missing, workers):
@@ -165,7 +184,7 @@ def world_sheet(videos: Sequence[WorldVideo]) -> Image.Image:
 
 
 def read_world(folder: str | Path) -> list[WorldVideo]:
-    """The plan of a rendered world, made again from the seed in its `world.json`."""
+    """The plan of a rendered world, made again from the seed in its `world.json`, whatever its language."""
     path = Path(folder) / "world.json"
     if not path.exists():
         raise FileNotFoundError(
@@ -175,6 +194,11 @@ def read_world(folder: str | Path) -> list[WorldVideo]:
     if facts["version"] != _VERSION:
         raise ValueError(f"{path}: world version {facts['version']}, this videolm renders version {_VERSION}")
     return plan_world(facts["num_videos"], seed=facts["seed"])
+
+
+def read_scenes(folder: str | Path, split: Split) -> dict[str, Scene]:
+    """What the videos of a split show, by video id, made again from the seed of a rendered world."""
+    return {video.id: video.scene for video in read_world(folder) if video.split == split}
 
 
 def read_twins(folder: str | Path, *, split: Split) -> list[TwinPair]:
@@ -211,11 +235,24 @@ def _claim(out: Path, facts: dict[str, int]) -> None:
     path = out / "world.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found != facts:
+        if any(found.get(name) != value for name, value in facts.items() if name != "language"):
             raise ValueError(
                 f"{out} holds another world ({found}), asked for {facts}; choose an empty folder"
             )
+        if found.get("language", 1) > _LANGUAGE:
+            raise ValueError(
+                f"{out} holds a world of language {found['language']}, this videolm writes language {_LANGUAGE}; "
+                "use a newer videolm or choose an empty folder"
+            )
         return
+    foreign = [name for name in _ANNOTATION if exists(out / name)]
+    foreign += ["videos"] if any((out / "videos").glob("*")) else []
+    if foreign:
+        raise ValueError(
+            f"{out} holds {', '.join(foreign)} and no world.json, so that it is no rendered world, and nothing in "
+            "it is overwritten; choose an empty folder"
+        )
+    out.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(facts) + "\n")
 
 
@@ -230,15 +267,15 @@ def _write_annotation(out: Path, videos: list[WorldVideo]) -> None:
         "sentences": sentences,
     }
     write_text(out / "MSRVTT_data.json", json.dumps(data))
-    for split, name in (("train", "MSRVTT_train.9k.csv"), ("val", "MSRVTT_val.full.csv")):
+    for split in ("train", "val"):
         ids = [[video.id] for video in videos if video.split == split]
-        write_text(out / name, _csv(["video_id"], ids))
+        write_text(out / _LISTS[split], _csv(["video_id"], ids))
     test = [video for video in videos if video.split == "test"]
     queries = [
         [f"ret{i}", f"msr{video.id.removeprefix('video')}", video.id, query_caption(video.scene).text]
         for i, video in enumerate(test)
     ]
-    write_text(out / "MSRVTT_JSFUSION_test.csv", _csv(["key", "vid_key", "video_id", "sentence"], queries))
+    write_text(out / _LISTS["test"], _csv(["key", "vid_key", "video_id", "sentence"], queries))
     pairs = [list(vars(pair).values()) for pair in plan_twins(videos)]
     write_text(out / "twins.csv", _csv(list(TwinPair.__dataclass_fields__), pairs))
     question_id = 0
@@ -255,6 +292,7 @@ def _write_annotation(out: Path, videos: list[WorldVideo]) -> None:
                         "video_id": int(video.id.removeprefix("video")),
                         "candidates": question.candidates,
                         "answer_index": question.answer_index,
+                        "type": question.type,
                     }
                 )
                 question_id += 1
