@@ -63,8 +63,10 @@ class AttentionPool(nn.Module):
 class ImageTower(nn.Module):
     """A vision transformer over every frame of a clip.
 
-    With `pooling="class_token"` it is CLIP's; with "attention" it is SigLIP's, where the patches have a bias,
-    no class token and no first norm, and the pooled vector is the embedding (`joint_dim` is `width`).
+    With `pooling="class_token"` it is CLIP's, in which with `first_norm=False` the patches have a bias instead of the
+    first norm, as in BLIP-2's ViT-g, and with `joint_dim=None` the class token itself is the embedding. With
+    "attention" it is SigLIP's, where the patches have a bias, no class token and no first norm, and the pooled
+    vector is the embedding (`joint_dim` is `width`).
     `pre`, `mid` and `tap` map a block's index to the hook that it gets; `embed` is one, from Grid to Grid, before
     the first norm and block. Without any, no frame sees another.
     """
@@ -78,10 +80,11 @@ class ImageTower(nn.Module):
         depth: int,
         num_heads: int,
         mlp_width: int,
-        joint_dim: int,
+        joint_dim: int | None,
         activation: Activation,
         layer_norm_eps: float = 1e-5,
         pooling: Literal["class_token", "attention"] = "class_token",
+        first_norm: bool = True,
         embed: nn.Module | None = None,
         pre: Mapping[int, nn.Module] | None = None,
         mid: Mapping[int, nn.Module] | None = None,
@@ -90,12 +93,13 @@ class ImageTower(nn.Module):
         super().__init__()
         self.image_size = image_size
         has_class_token = pooling == "class_token"
+        first_norm = first_norm and has_class_token
         num_tokens = (image_size // patch_size) ** 2 + has_class_token
-        self.patch = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=not has_class_token)
+        self.patch = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=not first_norm)
         self.class_token = nn.Parameter(torch.empty(width)) if has_class_token else None
         self.position = nn.Parameter(torch.empty(num_tokens, width))
         self.embed = embed
-        self.ln_pre = nn.LayerNorm(width, eps=layer_norm_eps) if has_class_token else None
+        self.ln_pre = nn.LayerNorm(width, eps=layer_norm_eps) if first_norm else None
         blocks = [
             Block(
                 width=width,
@@ -111,9 +115,9 @@ class ImageTower(nn.Module):
         ]
         self.blocks = nn.ModuleList(blocks)
         self.ln_post = nn.LayerNorm(width, eps=layer_norm_eps)
-        self.projection: nn.Linear | AttentionPool
+        self.projection: nn.Linear | AttentionPool | None
         if has_class_token:
-            self.projection = nn.Linear(width, joint_dim, bias=False)
+            self.projection = None if joint_dim is None else nn.Linear(width, joint_dim, bias=False)
         else:
             self.projection = AttentionPool(
                 width=width,
@@ -159,12 +163,11 @@ class ImageTower(nn.Module):
 
     def pool(self, grid: Grid) -> Float[Tensor, "batch vectors dim"]:
         """Each class token in the joint space, or else each frame, in order; not yet of unit length."""
-        pooled: Tensor
         if isinstance(self.projection, AttentionPool):
-            pooled = self.projection(self.ln_post(grid.tokens), grid.sizes)
-        else:
-            pooled = self.projection(self.ln_post(grid.tokens[:, :, : grid.num_class_tokens].flatten(1, 2)))
-        return pooled
+            frames: Tensor = self.projection(self.ln_post(grid.tokens), grid.sizes)
+            return frames
+        pooled: Tensor = self.ln_post(grid.tokens[:, :, : grid.num_class_tokens].flatten(1, 2))
+        return pooled if self.projection is None else self.projection(pooled)
 
 
 class TextTower(nn.Module):

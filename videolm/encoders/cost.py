@@ -39,7 +39,7 @@ def count_macs(shape: CLIPShape, *, num_frames: int) -> int:
         pooling += frames * 2 * width * shape.vision_mlp_width
     else:
         joins = [step.join for step in parse_plan(shape.reduce, depth=shape.vision_depth).steps]
-        pooling = layers[-1].num_frames * prod(joins) * width * shape.joint_dim
+        pooling = layers[-1].num_frames * prod(joins) * width * shape.joint_dim if shape.has_text else 0
     return patches + sum(layer.macs for layer in layers) + pooling
 
 

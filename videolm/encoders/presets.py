@@ -22,6 +22,15 @@ from videolm.video.transforms import CLIP_STD
 
 # Of a tower: more than any has, and few enough to be made before the weights are found not to fit.
 _MAX_DEPTH = 1000
+_OF_TEXT = (
+    "text_width",
+    "text_depth",
+    "text_heads",
+    "text_mlp_width",
+    "vocab_size",
+    "context_length",
+    "eos_token_id",
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,9 @@ class CLIPShape:
     """True for a start from CLIP, False for training from scratch; message and shift do not know the difference."""
     temporal_layers: list[int] | None = None
     """Vision blocks that get the temporal module, from 0; None: every one. Joint is in none of them."""
-    family: Literal["clip", "siglip"] = "clip"
-    """siglip: no class token but an attention pool; text without causal mask, padded, read at its last place."""
+    family: Literal["clip", "siglip", "blip2"] = "clip"
+    """siglip: no class token but an attention pool; text without causal mask, padded, read at its last place.
+    blip2: patches with a bias, and no norm before the first block."""
     aggregator: Literal["mean", "transformer", "lstm", "multiframe"] = "mean"
     """What sees the frame embeddings before they are averaged; multiframe is X-CLIP's transformer."""
     aggregator_depth: int = 4
@@ -63,17 +73,24 @@ class CLIPShape:
     aggregator_heads: int = 8
     aggregator_frames: int = 77
     """Rows of its frame position; longer clips are refused."""
+    has_text: bool = True
+    """False: an image tower alone, without a projection, so that a frame's class token is its embedding; what tells
+    of the text tower is 0 then, `joint_dim` is `vision_width`."""
     reduce: str = ""
     """How the vision tower comes to fewer tokens, as in "tome:r=16": see `reduction_plans`; "" or "none", which
     becomes "": it does not."""
 
     def __post_init__(self) -> None:
+        if not self.has_text:
+            self._check_without_text()
         for name in (f.name for f in fields(self) if f.type is int and f.name != "eos_token_id"):
+            if name in _OF_TEXT and not self.has_text:
+                continue
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
             if name.endswith("_depth") and getattr(self, name) > _MAX_DEPTH:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at most {_MAX_DEPTH:,}")
-        if not 0 <= self.eos_token_id < self.vocab_size:
+        if self.has_text and not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(
                 f"eos_token_id ({self.eos_token_id}) must be in [0, {self.vocab_size}), inside the vocabulary"
             )
@@ -81,7 +98,7 @@ class CLIPShape:
             raise ValueError(
                 f"image_size ({self.image_size}) must be at least patch_size ({self.patch_size})"
             )
-        for tower in ("vision", "text"):
+        for tower in ("vision", "text") if self.has_text else ("vision",):
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
             if width % heads:
                 raise ValueError(f"{tower}_width ({width}) must be a multiple of {tower}_heads ({heads})")
@@ -114,6 +131,15 @@ class CLIPShape:
             object.__setattr__(self, "reduce", "")
         if self.reduce:
             self._check_reduce(parse_plan(self.reduce, depth=self.vision_depth))
+
+    def _check_without_text(self) -> None:
+        if set_ones := [name for name in _OF_TEXT if getattr(self, name)]:
+            raise ValueError(f"{', '.join(set_ones)} must be 0 where has_text is false")
+        if self.family == "siglip" or self.joint_dim != self.vision_width:
+            raise ValueError(
+                f"has_text is false: the class token is the embedding, so family ({self.family!r}) must have one, and "
+                f"joint_dim ({self.joint_dim}) be vision_width ({self.vision_width})"
+            )
 
     def _check_temporal(self) -> None:
         if self.temporal == "joint" and self.temporal_layers is not None:
@@ -170,13 +196,27 @@ def build_video_clip(shape: CLIPShape) -> VideoCLIP:
         depth=shape.vision_depth,
         num_heads=shape.vision_heads,
         mlp_width=shape.vision_mlp_width,
-        joint_dim=shape.joint_dim,
+        joint_dim=shape.joint_dim if shape.has_text else None,
         activation=shape.activation,
         layer_norm_eps=shape.layer_norm_eps,
         pooling="attention" if shape.family == "siglip" else "class_token",
+        first_norm=shape.family == "clip",
         **_vision_hooks(shape, plan),
     )
-    text = TextTower(
+    is_siglip = shape.family == "siglip"
+    return VideoCLIP(
+        vision=vision,
+        text=_text_tower(shape) if shape.has_text else None,
+        aggregator=_aggregator(shape),
+        has_logit_bias=is_siglip,
+        drop_threshold=plan.drop_repeats,
+        pixel_std=(0.5, 0.5, 0.5) if is_siglip else CLIP_STD,
+        by_length=shape.temporal == "joint" and plan.changes_tower,
+    )
+
+
+def _text_tower(shape: CLIPShape) -> TextTower:
+    return TextTower(
         vocab_size=shape.vocab_size,
         context_length=shape.context_length,
         eos_token_id=shape.eos_token_id,
@@ -188,16 +228,6 @@ def build_video_clip(shape: CLIPShape) -> VideoCLIP:
         activation=shape.activation,
         layer_norm_eps=shape.layer_norm_eps,
         pooling="last" if shape.family == "siglip" else "end_token",
-    )
-    is_siglip = shape.family == "siglip"
-    return VideoCLIP(
-        vision=vision,
-        text=text,
-        aggregator=_aggregator(shape),
-        has_logit_bias=is_siglip,
-        drop_threshold=plan.drop_repeats,
-        pixel_std=(0.5, 0.5, 0.5) if is_siglip else CLIP_STD,
-        by_length=shape.temporal == "joint" and plan.changes_tower,
     )
 
 

@@ -21,6 +21,9 @@ class VideoCLIP(nn.Module):
     before it. With one frame and neither that nor a temporal module the embedding is CLIP's. `logit_scale` is
     the logarithm of what multiplies the cosine in the training loss; SigLIP's sigmoid loss also adds `logit_bias`.
 
+    Without a `text` tower, as in a captioning model, whose words are in its head, there is no `encode_text` and no
+    temperature.
+
     With a `drop_threshold`, patches that did not change since the frame before are left out of the tokens (see
     `reduction_plans.drop_repeats`); `pixel_std` is what the pixels, once in [0, 1], were divided by. With
     `by_length` clips of different lengths go through the tower one length after the other: for a tower in which
@@ -31,7 +34,7 @@ class VideoCLIP(nn.Module):
         self,
         *,
         vision: ImageTower,
-        text: TextTower,
+        text: TextTower | None,
         aggregator: nn.Module | None = None,
         has_logit_bias: bool = False,
         drop_threshold: float | None = None,
@@ -45,9 +48,18 @@ class VideoCLIP(nn.Module):
         self.drop_threshold = drop_threshold
         self.pixel_std = pixel_std
         self.by_length = by_length
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_scale = None if text is None else nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         # SigLIP's starting value: nearly all pairs of a batch are no pair.
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if has_logit_bias else None
+
+    @property
+    def scale(self) -> nn.Parameter:
+        """`logit_scale`; ValueError for a model that has none."""
+        if self.logit_scale is None:
+            raise ValueError(
+                "this model has no text tower: it has no temperature between videos and sentences"
+            )
+        return self.logit_scale
 
     @property
     def sees_frames_alone(self) -> bool:
@@ -149,6 +161,8 @@ class VideoCLIP(nn.Module):
 
         A SigLIP reads the padding too, as it was trained: its sentences are padded to `context_length`.
         """
+        if self.text is None:
+            raise ValueError("this model has no text tower: it has no vectors of sentences")
         context_length, vocab_size = len(self.text.position), self.text.token.num_embeddings
         if input_ids.shape[1] > context_length:
             raise ValueError(
@@ -204,9 +218,14 @@ def _of_originals(
     counts = (grid.assignment >= 0) & in_clip.repeat_interleave(num_originals, dim=1)
     seconds = pts_seconds.repeat_interleave(num_originals, dim=1).masked_fill(~counts, 0)
     rows = grid.assignment.clamp(min=0).long()
-    total = seconds.new_zeros(batch, frames * num_tokens).scatter_add(1, rows, seconds)
-    num_counted = torch.zeros(total.shape, device=device).scatter_add(1, rows, counts.float())
+    # Differences to the earliest time, so that the mean of equal times is exactly that time.
+    first = seconds.new_full((batch, frames * num_tokens), torch.inf)
+    first = first.scatter_reduce(1, rows, seconds.masked_fill(~counts, torch.inf), "amin")
+    since = (seconds - first.gather(1, rows)).masked_fill(~counts, 0)
+    total = torch.zeros_like(first).scatter_add(1, rows, since)
+    num_counted = torch.zeros(first.shape, device=device).scatter_add(1, rows, counts.float())
     sizes = num_counted.clone().view(batch, frames, num_tokens)
     # Class tokens are never merged, but joint frames have one for all.
     sizes[:, :, : grid.num_class_tokens].clamp_(max=1)
-    return sizes, sizes > 0, total / num_counted.clamp(min=1)
+    mean_seconds = first.masked_fill(num_counted == 0, 0) + total / num_counted.clamp(min=1)
+    return sizes, sizes > 0, mean_seconds

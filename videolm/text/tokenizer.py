@@ -61,12 +61,7 @@ class Tokenizer:
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a sentence that become the unknown token; never any where the vocabulary has none."""
-        unknown = self._backend.token_to_id(UNKNOWN)
-        if unknown is None:
-            return []
-        encoding = self._backend.encode(text)
-        spans = zip(encoding.ids, encoding.offsets, strict=True)
-        return [text[start:end] for token, (start, end) in spans if token == unknown]
+        return unknown_words(self._backend, text)
 
     @property
     def vocab_size(self) -> int:
@@ -94,11 +89,15 @@ class Tokenizer:
         num_words = torch.tensor([len(row) for row in rows])
         return input_ids, torch.arange(longest) < num_words[:, None]
 
+    def copy_backend(self) -> tokenizers.Tokenizer:
+        """The vocabulary and its rules, for another use of them."""
+        return tokenizers.Tokenizer.from_str(self._backend.to_str())
+
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json, from which `load_tokenizer` makes the same tokenizer."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         # A copy, because the padding that the file names is not done by the backend here.
-        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend = self.copy_backend()
         if self.fill_context:
             backend.enable_padding(
                 length=self.context_length,
@@ -117,6 +116,17 @@ class Tokenizer:
         return (
             ids if len(ids) <= self.context_length else [*ids[: self.context_length - 1], self.eos_token_id]
         )
+
+
+def unknown_words(backend: tokenizers.Tokenizer, text: str) -> list[str]:
+    """The words of a text that become the unknown token; never any where the vocabulary has none."""
+    unknown = backend.token_to_id(getattr(backend.model, "unk_token", None) or UNKNOWN)
+    if unknown is None:
+        return []
+    # without special tokens: a vocabulary may use its end token for what it does not know
+    encoding = backend.encode(text, add_special_tokens=False)
+    spans = zip(encoding.ids, encoding.offsets, strict=True)
+    return [text[start:end] for token, (start, end) in spans if token == unknown]
 
 
 def load_tokenizer(

@@ -24,6 +24,16 @@ def from_state(theirs: Mapping[str, Tensor], *, layout: Layout, shape: CLIPShape
         raise ValueError(f"the config asks for {depth}, but there are only {len(theirs)} tensors")
     with torch.device("meta"):
         ours = build_video_clip(shape).state_dict()
+    return in_our_names(theirs, ours=ours, layout=layout)
+
+
+def in_our_names(
+    theirs: Mapping[str, Tensor], *, ours: Mapping[str, Tensor], layout: Layout
+) -> dict[str, Tensor]:
+    """Their weights for the parameters in `ours`, of which only shapes matter, as float32.
+
+    ValueError lists the keys that are missing or unknown, or names a tensor of another shape or that is not finite.
+    """
     sources = {name: source_of(name, layout) for name in ours}
     wanted = {key for keys, _ in sources.values() for key in keys}
     missing = sorted(wanted - theirs.keys())

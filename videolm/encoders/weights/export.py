@@ -16,8 +16,8 @@ from videolm.files import replace_file, write_json
 def export_folder(folder: str | Path, *, shape: CLIPShape, state: Mapping[str, Tensor]) -> None:
     """Writes config.json and model.safetensors for `CLIPModel.from_pretrained` (`SiglipModel` for a siglip).
 
-    A model with a temporal module, an aggregator or a plan to reduce tokens is a ValueError: there is no place
-    for them.
+    A model with a temporal module, an aggregator or a plan to reduce tokens, or without a text tower, is a
+    ValueError: there is no place for them.
     """
     if shape.temporal != "none" or shape.aggregator != "mean":
         raise ValueError(
@@ -28,6 +28,10 @@ def export_folder(folder: str | Path, *, shape: CLIPShape, state: Mapping[str, T
         raise ValueError(
             f"transformers has no place for reduce ({shape.reduce!r}), and its vectors would be others; load the "
             "model with reduce='none' to export it whole"
+        )
+    if not shape.has_text or shape.family == "blip2":
+        raise ValueError(
+            "an image tower without a text tower is no CLIPModel of transformers; save the model in our format"
         )
     layout = TRANSFORMERS_SIGLIP if shape.family == "siglip" else TRANSFORMERS_CLIP
     theirs = {key: tensor.contiguous() for key, tensor in to_state(state, layout=layout).items()}

@@ -18,7 +18,9 @@ from videolm.encoders.weights.shapes import Activation, shape_of_state, shape_of
 from videolm.encoders.weights.tables import (
     CLIP4CLIP,
     CLIP4CLIP_LSTM,
+    TRANSFORMERS_BLIP2,
     TRANSFORMERS_CLIP,
+    TRANSFORMERS_GIT,
     TRANSFORMERS_SIGLIP,
     TRANSFORMERS_XCLIP,
     Layout,
@@ -30,7 +32,13 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 # Files of a tokenizer of transformers. OpenAI's own file would be CLIP's whatever the config says.
 _TOKENIZERS = ("tokenizer.json", "vocab.json")
 
-_WITH_CONFIG = (TRANSFORMERS_CLIP, TRANSFORMERS_SIGLIP, TRANSFORMERS_XCLIP)
+_WITH_CONFIG = (
+    TRANSFORMERS_CLIP,
+    TRANSFORMERS_SIGLIP,
+    TRANSFORMERS_XCLIP,
+    TRANSFORMERS_GIT,
+    TRANSFORMERS_BLIP2,
+)
 
 Parsed = TypeVar("Parsed")
 
@@ -53,7 +61,8 @@ class Weights:
 def read_weights(
     path: str | Path, *, activation: Activation | None = None, allow_objects: bool = False
 ) -> Weights:
-    """Weights of transformers (CLIP, MetaCLIP, SigLIP, X-CLIP), OpenAI, open_clip or CLIP4Clip, known by content.
+    """Weights of transformers (CLIP, MetaCLIP, SigLIP, X-CLIP, the image towers of GIT and BLIP-2), OpenAI,
+    open_clip or CLIP4Clip, known by content.
 
     `path` is the file or its folder. Layouts of transformers need config.json beside the file; open_clip's need
     open_clip_config.json or `activation`, which the weights do not tell. Nothing in a file is run: objects other

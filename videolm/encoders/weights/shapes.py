@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import CLIPConfig, MetaClip2Config, PreTrainedConfig, SiglipConfig, XCLIPConfig
+from transformers import (
+    Blip2Config,
+    CLIPConfig,
+    GitConfig,
+    MetaClip2Config,
+    PreTrainedConfig,
+    SiglipConfig,
+    XCLIPConfig,
+)
 
 from videolm.encoders.presets import CLIPShape
 from videolm.encoders.weights.convert import source_of
@@ -19,6 +27,8 @@ _CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "metaclip_2": MetaClip2Config,
     "siglip": SiglipConfig,
     "xclip": XCLIPConfig,
+    "git": GitConfig,
+    "blip-2": Blip2Config,
 }
 _ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
@@ -32,7 +42,10 @@ _HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 
 
 def shape_of_transformers_config(config: Mapping[str, Any]) -> CLIPShape:
-    """The shape in config.json of a CLIPModel, MetaClip2Model, SiglipModel or XCLIPModel, with their defaults."""
+    """The shape in config.json of a CLIPModel, MetaClip2Model, SiglipModel or XCLIPModel, with their defaults.
+
+    Of a GitForCausalLM or Blip2ForConditionalGeneration it is that of the image tower; what speaks is a head.
+    """
     model_type = config.get("model_type")
     if model_type == "siglip2":
         raise ValueError(
@@ -50,6 +63,8 @@ def shape_of_transformers_config(config: Mapping[str, Any]) -> CLIPShape:
         parsed = _CONFIGS[model_type].from_dict(dict(config))
     except (StrictDataclassError, TypeError, AttributeError) as error:
         raise ValueError(f"not a config of {model_type!r} ({error})") from error
+    if model_type in ("git", "blip-2"):
+        return _image_tower(parsed.vision_config, family="clip" if model_type == "git" else "blip2")
     vision, text = parsed.vision_config, parsed.text_config
     _check_towers(vision, text)
     return CLIPShape(
@@ -71,6 +86,30 @@ def shape_of_transformers_config(config: Mapping[str, Any]) -> CLIPShape:
         layer_norm_eps=vision.layer_norm_eps,
         family="siglip" if is_siglip else "clip",
         **(_frames_of_xclip(parsed) if model_type == "xclip" else {}),
+    )
+
+
+def _image_tower(vision: PreTrainedConfig, *, family: Literal["clip", "blip2"]) -> CLIPShape:
+    _check_vision(vision)
+    return CLIPShape(
+        image_size=_side(vision.image_size, name="image_size"),
+        patch_size=_side(vision.patch_size, name="patch_size"),
+        vision_width=vision.hidden_size,
+        vision_depth=vision.num_hidden_layers,
+        vision_heads=vision.num_attention_heads,
+        vision_mlp_width=vision.intermediate_size,
+        text_width=0,
+        text_depth=0,
+        text_heads=0,
+        text_mlp_width=0,
+        vocab_size=0,
+        context_length=0,
+        eos_token_id=0,
+        joint_dim=vision.hidden_size,
+        activation=_ACTIVATIONS[vision.hidden_act],
+        layer_norm_eps=vision.layer_norm_eps,
+        family=family,
+        has_text=False,
     )
 
 
@@ -153,17 +192,21 @@ def shape_of_state(
     )
 
 
-def _check_towers(vision: PreTrainedConfig, text: PreTrainedConfig) -> None:
-    if vision.num_channels != 3:
+def _check_vision(vision: PreTrainedConfig) -> None:
+    if getattr(vision, "num_channels", 3) != 3:
         raise ValueError(f"num_channels ({vision.num_channels}) must be 3, for RGB")
+    if vision.hidden_act not in _ACTIVATIONS:
+        raise ValueError(f"hidden_act ({vision.hidden_act!r}) must be one of {', '.join(_ACTIVATIONS)}")
+
+
+def _check_towers(vision: PreTrainedConfig, text: PreTrainedConfig) -> None:
+    _check_vision(vision)
     if not getattr(vision, "vision_use_head", True):
         raise ValueError("vision_use_head is false, but the head makes the embedding")
     for name in ("hidden_act", "layer_norm_eps"):
         if getattr(vision, name) != getattr(text, name):
             both = f"{getattr(vision, name)!r} and {getattr(text, name)!r}"
             raise ValueError(f"{name} must be the same in the vision and the text tower, got {both}")
-    if vision.hidden_act not in _ACTIVATIONS:
-        raise ValueError(f"hidden_act ({vision.hidden_act!r}) must be one of {', '.join(_ACTIVATIONS)}")
 
 
 def _eos_token_id(text: PreTrainedConfig, *, model_type: str) -> int:

@@ -1,5 +1,6 @@
 """The layouts that weights come in: for each a table from our names to theirs."""
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -121,6 +122,44 @@ TRANSFORMERS_SIGLIP = Layout(
 )
 
 
+_GIT_TOWER = "git.image_encoder.vision_model"
+
+TRANSFORMERS_GIT = Layout(
+    "transformers GIT",
+    (
+        (r"vision\.patch\.weight", (f"{_GIT_TOWER}.embeddings.patch_embedding.weight",), SAME),
+        (r"vision\.class_token", (f"{_GIT_TOWER}.embeddings.class_embedding",), SAME),
+        (r"vision\.position", (f"{_GIT_TOWER}.embeddings.position_embedding.weight",), SAME),
+        (r"vision\.ln_pre\.(\w+)", (rf"{_GIT_TOWER}.pre_layrnorm.\1",), SAME),
+        (r"vision\.ln_post\.(\w+)", (rf"{_GIT_TOWER}.post_layernorm.\1",), SAME),
+        *_hf_blocks("vision", _GIT_TOWER),
+    ),
+    # The decoder and what is before it: see heads/speaker_weights.py.
+    unused=r"git\.(embeddings|encoder|visual_projection|img_temporal_embedding)\..*|output\.\w+"
+    rf"|{re.escape(_GIT_TOWER)}\.embeddings\.position_ids",
+)
+
+_BLIP2_LAYER = r"vision_model.encoder.layers.\1"
+
+TRANSFORMERS_BLIP2 = Layout(
+    "transformers BLIP-2",
+    (
+        (r"vision\.patch\.(\w+)", (r"vision_model.embeddings.patch_embedding.\1",), SAME),
+        (r"vision\.class_token", ("vision_model.embeddings.class_embedding",), ONE_TOKEN),
+        (r"vision\.position", ("vision_model.embeddings.position_embedding",), ONE_BATCH),
+        (r"vision\.ln_post\.(\w+)", (r"vision_model.post_layernorm.\1",), SAME),
+        (r"vision\.blocks\.(\d+)\.attention\.qkv\.(\w+)", (rf"{_BLIP2_LAYER}.self_attn.qkv.\2",), SAME),
+        (
+            r"vision\.blocks\.(\d+)\.attention\.out\.(\w+)",
+            (rf"{_BLIP2_LAYER}.self_attn.projection.\2",),
+            SAME,
+        ),
+        *_hf_blocks("vision", "vision_model"),
+    ),
+    unused=r"(qformer|language_projection|language_model)\..*|query_tokens",
+)
+
+
 def _openai_blocks(ours: str, theirs: str) -> tuple[Row, ...]:
     block = rf"{theirs}.resblocks.\1"
     return (
@@ -173,6 +212,9 @@ CLIP4CLIP_LSTM = replace(CLIP4CLIP, unused=rf"{CLIP4CLIP.unused}|frame_position_
 
 # The first of them whose key is there.
 _SIGNS = (
+    (f"{_GIT_TOWER}.embeddings.class_embedding", TRANSFORMERS_GIT),
+    # Before CLIP, whose names its tower has.
+    ("qformer.layernorm.weight", TRANSFORMERS_BLIP2),
     ("mit.position_embedding", TRANSFORMERS_XCLIP),
     ("vision_model.embeddings.class_embedding", TRANSFORMERS_CLIP),
     ("vision_model.head.probe", TRANSFORMERS_SIGLIP),
