@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from videolm.training.loop import step_seed
+
 
 @dataclass(frozen=True)
 class TrainingVideo:
@@ -37,12 +39,26 @@ class Batch:
     """For everything else that is random in this step."""
 
 
-def level_at(progress: float, schedule: Sequence[tuple[float, int]]) -> int:
-    """Value of the last entry (start, value) whose start, a share of the run, is at most `progress`."""
-    reached = [value for start, value in schedule if start <= progress]
-    if not reached:
-        raise ValueError(f"schedule ({list(schedule)}) must begin at 0.0")
-    return reached[-1]
+@dataclass(frozen=True)
+class Stage:
+    """From this share of the run on, this value."""
+
+    start: float
+    value: int
+
+
+def check_stages(name: str, stages: Sequence[Stage]) -> None:
+    """Raises ValueError where stages do not begin at 0, rise, and have values of at least 1."""
+    starts = [stage.start for stage in stages]
+    if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+        raise ValueError(f"{name} must have rising starts from 0.0, has {starts}")
+    if min(stage.value for stage in stages) < 1:
+        raise ValueError(f"{name} must have values of at least 1")
+
+
+def level_at(progress: float, stages: Sequence[Stage]) -> int:
+    """Value of the last stage whose start is at most `progress`, the share of the run that is done."""
+    return [stage.value for stage in stages if stage.start <= progress][-1]
 
 
 def draw_batch(
@@ -53,14 +69,13 @@ def draw_batch(
     batch_size: int,
     num_steps: int,
     twin_share: float,
-    frames_schedule: Sequence[tuple[float, int]],
-    difficulty_schedule: Sequence[tuple[float, int]],
+    num_frames: Sequence[Stage],
+    difficulty: Sequence[Stage],
 ) -> Batch:
     """The batch of a step: `twin_share` of it in twin pairs, the rest single videos, no video twice."""
-    # torch's CPU generator keeps 32 bits of its seed, so seed and step have to share them
-    generator = torch.Generator().manual_seed((1_000_003 * seed + step) % 2**32)
+    generator = torch.Generator().manual_seed(step_seed(seed, step))
     progress = step / num_steps
-    level = level_at(progress, difficulty_schedule)
+    level = level_at(progress, difficulty)
     allowed = [row for row, video in enumerate(videos) if video.difficulty <= level]
     if len(allowed) < batch_size:
         raise ValueError(
@@ -80,7 +95,7 @@ def draw_batch(
         rows[row] = None
     chosen = list(rows)[:batch_size]
     captions = [videos[row].captions[_index(len(videos[row].captions), generator)] for row in chosen]
-    return Batch(torch.tensor(chosen), captions, level_at(progress, frames_schedule), generator)
+    return Batch(torch.tensor(chosen), captions, level_at(progress, num_frames), generator)
 
 
 def _index(count: int, generator: torch.Generator) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from videolm.datasets.msrvtt import read_captions, video_path
+from videolm.datasets.msrvtt import Split, read_captions, video_path
 from videolm.datasets.synthetic import TwinPair, read_twins
 from videolm.training.batches import TrainingVideo
 from videolm.training.frames import cache_frames
@@ -32,7 +31,7 @@ class TrainingSet:
 def read_training_set(
     folder: str | Path,
     *,
-    split: Literal["train", "val"],
+    split: Split,
     cached_frames: int,
     image_size: int,
     on_video: Callable[[str], object] | None = None,
@@ -52,10 +51,11 @@ def read_training_set(
         on_video=on_video,
     )
     row = {video_id: i for i, video_id in enumerate(cache.ids)}
-    twins = [t for t in read_twins(folder, split=split) if t.video_a in row and t.video_b in row]
-    other = {t.video_a: row[t.video_b] for t in twins} | {t.video_b: row[t.video_a] for t in twins}
-    # elsewhere the category is a topic, and no measure of how hard a video is
+    # elsewhere there are no twins, and the category is a topic and no measure of how hard a video is
     is_world = (folder / "world.json").exists()
+    twins = read_twins(folder, split=split) if is_world and (split == "train" or split == "val") else []
+    twins = [twin for twin in twins if {twin.video_a, twin.video_b} <= row.keys()]
+    other = {t.video_a: row[t.video_b] for t in twins} | {t.video_b: row[t.video_a] for t in twins}
     videos = [
         TrainingVideo(
             captioned[i].captions,

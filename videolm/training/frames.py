@@ -117,3 +117,34 @@ def pick_segment_random(
     width = bounds[1:] - bounds[:-1]
     offset = (torch.rand(batch, num_frames, generator=generator) * width).long()
     return bounds[:-1] + offset
+
+
+def draw_pictures(
+    frames: UInt8[Tensor, "videos cached height width 3"],
+    rows: Int64[Tensor, " batch"],
+    *,
+    num_frames: int,
+    shift: int,
+    generator: torch.Generator,
+) -> tuple[UInt8[Tensor, "batch {num_frames} height width 3"], Int64[Tensor, "batch {num_frames}"]]:
+    """One frame at random from each of `num_frames` segments of each video, moved together by up to `shift` pixels.
+
+    Also which of the cached frames they are.
+    """
+    picked = pick_segment_random(frames.shape[1], num_frames=num_frames, batch=len(rows), generator=generator)
+    pictures = frames[rows[:, None], picked]
+    return shift_pictures(pictures, shift, generator) if shift else pictures, picked
+
+
+def shift_pictures(
+    pictures: UInt8[Tensor, "batch frames height width 3"], most: int, generator: torch.Generator
+) -> UInt8[Tensor, "batch frames height width 3"]:
+    """Each video moved by up to `most` pixels in both directions, its edge repeated."""
+    batch, _, height, width, _ = pictures.shape
+    offset = torch.randint(-most, most + 1, (2, batch, 1), generator=generator)
+    rows = (torch.arange(height) + offset[0]).clamp(0, height - 1)
+    columns = (torch.arange(width) + offset[1]).clamp(0, width - 1)
+    index = torch.arange(batch)[:, None, None]
+    # advanced indices around the slice of frames come first: (batch, height, width, frames, 3)
+    moved = pictures[index, :, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2, 4)

@@ -25,7 +25,9 @@ def info_nce(
 
     Source: arXiv 2103.00020, section 2.3; several positives as in arXiv 2004.11362, equation 2.
     """
-    logits = logit_scale.exp() * text.float() @ video.float().T
+    # autocast would round the logits of near pairs, as twins are, to the same number
+    with torch.autocast(text.device.type, enabled=False):
+        logits = logit_scale.exp() * text.float() @ video.float().T
     positive = (video_ids[:, None] == video_ids[None, :]).to(logits.dtype)
     target = positive / positive.sum(dim=1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videolm.training.batches import TrainingVideo, draw_batch, level_at
+from videolm.training.batches import Stage, TrainingVideo, check_stages, draw_batch, level_at
 from videolm.training.frames import pick_segment_random
 
 # rows 0 and 1, 2 and 3, ... are twins; the last 20 rows have none
@@ -18,8 +18,8 @@ SCHEDULE = {
     "batch_size": 12,
     "num_steps": 100,
     "twin_share": 0.5,
-    "frames_schedule": [(0.0, 1), (0.5, 8)],
-    "difficulty_schedule": [(0.0, 3)],
+    "num_frames": [Stage(0.0, 1), Stage(0.5, 8)],
+    "difficulty": [Stage(0.0, 3)],
 }
 
 
@@ -44,14 +44,14 @@ def test_a_batch_is_full_without_repetition_and_holds_its_share_of_twins(step, b
 
 def test_hard_videos_wait_for_their_turn():
     easy = draw_batch(
-        VIDEOS, 0, **SCHEDULE | {"difficulty_schedule": [(0.0, 1), (0.5, 3)], "twin_share": 0.0}
+        VIDEOS, 0, **SCHEDULE | {"difficulty": [Stage(0.0, 1), Stage(0.5, 3)], "twin_share": 0.0}
     )
     assert {VIDEOS[row].difficulty for row in easy.rows.tolist()} == {1}
 
 
 def test_clips_grow_longer():
     assert [draw_batch(VIDEOS, step, **SCHEDULE).num_frames for step in (0, 49, 50, 99)] == [1, 1, 8, 8]
-    assert level_at(0.3, [(0.0, 1), (0.3, 2), (0.6, 3)]) == 2
+    assert level_at(0.3, [Stage(0.0, 1), Stage(0.3, 2), Stage(0.6, 3)]) == 2
 
 
 def test_a_batch_larger_than_the_data_is_refused():
@@ -60,8 +60,8 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 
 def test_a_schedule_begins_at_the_start():
-    with pytest.raises(ValueError, match="must begin at 0"):
-        level_at(0.1, [(0.5, 1)])
+    with pytest.raises(ValueError, match=r"num_frames must have rising starts from 0.0, has \[0.5\]"):
+        check_stages("num_frames", [Stage(0.5, 1)])
 
 
 @given(st.integers(1, 40), st.integers(1, 40))

@@ -16,9 +16,10 @@ import torch
 from tests.tiny import TINY, WORDS
 from videolm.encoders.presets import build_video_clip
 from videolm.text.tokenizer import build_word_tokenizer
-from videolm.training.batches import TrainingVideo
+from videolm.training.batches import Stage, TrainingVideo
 from videolm.training.checkpoint import load_checkpoint, save_checkpoint
-from videolm.training.loop import Schedule, Stage, _shifted, train
+from videolm.training.frames import shift_pictures
+from videolm.training.retrieval import Schedule, train
 from videolm.video.transforms import Preprocess
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
@@ -198,7 +199,7 @@ def test_a_schedule_out_of_range_is_refused(change, message):
 def test_a_shift_moves_all_frames_of_a_video_together():
     pictures = torch.zeros(8, 2, 9, 9, 3, dtype=torch.uint8)
     pictures[:, :, 4, 4] = 255
-    moved = _shifted(pictures, 2, torch.Generator().manual_seed(0))
+    moved = shift_pictures(pictures, 2, torch.Generator().manual_seed(0))
     assert moved.shape == pictures.shape
     spots = [tuple(map(int, frame[..., 0].nonzero()[0])) for clip in moved for frame in clip]
     assert spots[0::2] == spots[1::2]

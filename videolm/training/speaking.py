@@ -1,0 +1,226 @@
+"""Training of a speaker: a connector and a language model on the tokens of a tower, which learns too or stays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from videolm.encoders.video_clip import VideoCLIP
+from videolm.heads.captioning import IGNORED, PrefixLM
+from videolm.text.prompts import PromptTokenizer
+from videolm.text.tokenizer import Tokenizer
+from videolm.training.batches import Stage, check_stages, level_at
+from videolm.training.frames import draw_pictures
+from videolm.training.loop import Settings, step_seed, train_steps
+from videolm.training.losses import clamp_logit_scale_, info_nce
+from videolm.types import VideoTokens
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One text to learn, after a prompt, of the video in a row."""
+
+    row: int
+    prompt: str
+    """"" for a caption without one, or a question as its template makes it."""
+    target: str
+    kind: str = ""
+    """Videos are drawn by kind, each equally often, however many lessons it has; further lessons of one are any."""
+    question: str = ""
+    """What a connector reads that takes the question."""
+    difficulty: int = 1
+    """Lessons above the curriculum's present level are not drawn yet."""
+
+
+@dataclass(frozen=True)
+class SpeakerSchedule(Settings):
+    """Everything that decides how a speaker is trained, but not what it is."""
+
+    num_frames: list[Stage] = field(default_factory=lambda: [Stage(0.0, 8)])
+    difficulty: list[Stage] = field(default_factory=lambda: [Stage(0.0, 1_000)])
+    label_smoothing: float = 0.0
+    lessons_per_video: int = 1
+    """Texts of each video in a batch of `batch_size` videos: the tower runs once for all of them."""
+    trains_towers: bool = False
+    """Whether the towers learn with the speaker; else they stay as they are."""
+    contrastive_weight: float = 0.0
+    """Weight of InfoNCE between the videos and their first texts, beside the loss of the speaker, so that towers
+    which learn to be described still find what a sentence describes (as in CoCa, arXiv 2205.01917)."""
+    twin_share: float = 0.0
+    """Share of the videos of a batch that are drawn with their twin beside them, each the other's hard negative."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_stages("num_frames", self.num_frames)
+        check_stages("difficulty", self.difficulty)
+        if not 0 <= self.twin_share <= 1:
+            raise ValueError(f"twin_share ({self.twin_share}) must be between 0 and 1")
+        if self.lessons_per_video < 1:
+            raise ValueError(f"lessons_per_video ({self.lessons_per_video}) must be at least 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing ({self.label_smoothing}) must be in [0, 1)")
+        if not 0 <= self.contrastive_weight < (math.inf if self.trains_towers else 1e-9):
+            raise ValueError(
+                f"contrastive_weight ({self.contrastive_weight}) must be finite and at least 0, and 0 unless "
+                "trains_towers"
+            )
+
+
+def train_speaker(
+    speaker: PrefixLM,
+    towers: VideoCLIP,
+    lessons: Sequence[Lesson],
+    frames: UInt8[Tensor, "videos cached height width 3"],
+    schedule: SpeakerSchedule,
+    *,
+    prompt_tokenizer: PromptTokenizer,
+    text_tokenizer: Tokenizer | None,
+    twins: Mapping[int, int],
+    preprocess: Callable[[UInt8[Tensor, "n height width 3"]], Float[Tensor, "n 3 height width"]],
+    out: str | Path,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    tensorboard: bool = False,
+    should_stop: Callable[[], bool] | None = None,
+) -> None:
+    """Trains `speaker` in place by teacher forcing; the pictures of `lessons[i]` are `frames[lessons[i].row]`.
+
+    `text_tokenizer` is the text tower's, for questions that the connector reads and for the contrastive loss; it is
+    needed for no other. `twins` goes from row to row, both ways. The rest is as in `train_steps`, which sees speaker
+    and towers, if these learn, as one.
+    """
+    device = next(speaker.parameters()).device
+    reads_question = getattr(speaker.connector, "question", None) is not None
+    if text_tokenizer is None and (reads_question or schedule.contrastive_weight):
+        raise ValueError("text_tokenizer is missing, which this connector or the contrastive loss needs")
+    hardest = max((lesson.difficulty for lesson in lessons), default=0)
+    if schedule.difficulty[-1].value < hardest:
+        raise ValueError(
+            f"difficulty ends at {schedule.difficulty[-1].value}, so that lessons of {hardest} are never seen"
+        )
+    drawings = {
+        stage.value: Drawing([x for x in lessons if x.difficulty <= stage.value], twins)
+        for stage in schedule.difficulty
+    }
+    model = nn.ModuleDict({"speaker": speaker})
+    if schedule.trains_towers:
+        model["towers"] = towers
+    towers.eval()
+
+    def read(texts: Sequence[str]) -> tuple[Tensor, ...]:
+        assert text_tokenizer is not None
+        return tuple(tensor.to(device) for tensor in text_tokenizer(texts))
+
+    def loss_at(step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        generator = torch.Generator().manual_seed(step_seed(schedule.seed, step))
+        progress = step / schedule.num_steps
+        num_frames = level_at(progress, schedule.num_frames)
+        drawn = drawings[level_at(progress, schedule.difficulty)](
+            schedule.batch_size, schedule.lessons_per_video, generator, twin_share=schedule.twin_share
+        )
+        rows = torch.tensor([group[0].row for group in drawn])
+        batch = [lesson for group in drawn for lesson in group]
+        pictures, picked = draw_pictures(
+            frames, rows, num_frames=num_frames, shift=schedule.shift, generator=generator
+        )
+        pixels = preprocess(pictures.flatten(0, 1).to(device))
+        pixels = pixels.view(*pictures.shape[:2], *pixels.shape[1:])
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=schedule.precision == "bfloat16"):
+            with torch.set_grad_enabled(schedule.trains_towers):
+                video = towers.encode_video(pixels, pts_seconds=picked.to(device, torch.float32))
+            if reads_question:
+                with torch.set_grad_enabled(schedule.trains_towers):
+                    question = towers.encode_text(*read([lesson.question for lesson in batch]))
+                prefix = speaker.prefix(repeat_videos(video, schedule.lessons_per_video), question)
+            else:
+                prefix = speaker.prefix(video).repeat(schedule.lessons_per_video)
+            ids, mask, targets = (
+                tensor.to(device)
+                for tensor in teacher_forcing(
+                    prompt_tokenizer, [(lesson.prompt, lesson.target) for lesson in batch]
+                )
+            )
+            loss = speaker.loss(prefix, ids, mask, targets, label_smoothing=schedule.label_smoothing)
+            values = {"num_frames": float(num_frames), "text_loss": float(loss.detach())}
+            if schedule.contrastive_weight:
+                text = towers.encode_text(*read([group[0].target for group in drawn])).embedding
+                contrast = info_nce(
+                    text, video.embedding, logit_scale=towers.scale, video_ids=rows.to(device)
+                )
+                loss = loss + schedule.contrastive_weight * contrast
+                values["contrastive_loss"] = float(contrast.detach())
+        return loss, values
+
+    train_steps(
+        model,
+        schedule,
+        loss_at,
+        out=out,
+        after_step=lambda _: clamp_logit_scale_(towers.scale) if schedule.contrastive_weight else None,
+        validate=validate,
+        tensorboard=tensorboard,
+        should_stop=should_stop,
+    )
+
+
+class Drawing:
+    """Draws groups of lessons: a kind, each as likely as another, a lesson of it, and others of the same video."""
+
+    def __init__(self, lessons: Sequence[Lesson], twins: Mapping[int, int]) -> None:
+        if not lessons:
+            raise ValueError("lessons is empty; there is nothing to learn")
+        self._by_kind: dict[str, list[Lesson]] = {}
+        self._by_row: dict[int, list[Lesson]] = {}
+        for lesson in lessons:
+            self._by_kind.setdefault(lesson.kind, []).append(lesson)
+            self._by_row.setdefault(lesson.row, []).append(lesson)
+        self._twins = {row: twin for row, twin in twins.items() if twin in self._by_row}
+
+    def __call__(
+        self, num_videos: int, per_video: int, generator: torch.Generator, *, twin_share: float = 0.0
+    ) -> list[list[Lesson]]:
+        """A group for each of `num_videos`; after a group of the first `twin_share` of them, one of the twin."""
+        kinds = sorted(self._by_kind)
+        drawn: list[list[Lesson]] = []
+        while len(drawn) < num_videos:
+            first = _pick(self._by_kind[_pick(kinds, generator)], generator)
+            twin = self._twins.get(first.row)
+            drawn.append(self._group(first, per_video, generator))
+            if twin is not None and len(drawn) + 1 <= twin_share * num_videos:
+                drawn.append(self._group(_pick(self._by_row[twin], generator), per_video, generator))
+        return drawn
+
+    def _group(self, first: Lesson, size: int, generator: torch.Generator) -> list[Lesson]:
+        others = [lesson for lesson in self._by_row[first.row] if lesson is not first] or [first]
+        return [first, *(_pick(others, generator) for _ in range(size - 1))]
+
+
+def _pick(items: Sequence[Item], generator: torch.Generator) -> Item:
+    return items[int(torch.randint(len(items), (1,), generator=generator))]
+
+
+def teacher_forcing(
+    tokenizer: PromptTokenizer, texts: Sequence[tuple[str, str]]
+) -> tuple[Int[Tensor, "batch words"], Bool[Tensor, "batch words"], Int[Tensor, "batch words"]]:
+    """Token ids of (prompt, target) pairs, the mask on them, and what follows each; prompts count in no loss."""
+    prompt_ids, prompt_mask = tokenizer.prompts([prompt for prompt, _ in texts])
+    target_ids, target_mask = tokenizer.targets(
+        [target for _, target in texts], after=[prompt for prompt, _ in texts]
+    )
+    ids = torch.cat([prompt_ids, target_ids[:, :-1]], dim=1)
+    mask = torch.cat([prompt_mask, target_mask[:, :-1]], dim=1)
+    unasked = torch.full_like(prompt_ids[:, 1:], IGNORED)
+    return ids, mask, torch.cat([unasked, target_ids.masked_fill(~target_mask, IGNORED)], dim=1)
+
+
+def repeat_videos(video: VideoTokens, times: int) -> VideoTokens:
+    """Each video several times, one after the other."""
+    return VideoTokens(**{name: rows.repeat_interleave(times, dim=0) for name, rows in vars(video).items()})
