@@ -6,14 +6,16 @@ import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers import CLIPConfig, CLIPModel
 
 from videolm.encoders.presets import CLIPShape, build_video_clip
+from videolm.heads.presets import ConnectorShape, SpeakerShape, build_speaker
 from videolm.pipeline import VideoLM
+from videolm.pipeline.speaking import Speaker
 from videolm.text.tokenizer import build_word_tokenizer
 from videolm.video.samplers import Sampler
 from videolm.video.transforms import Preprocess
@@ -66,6 +68,59 @@ def tiny_model(
         scores={"R@1": 0.5},
         device="cpu",
     )
+
+
+def tiny_speaker(
+    *,
+    model: VideoLM,
+    seed: int = 0,
+    reads_question: bool = False,
+    num_queries: int = 0,
+    per_frame: bool = False,
+    prefix_attention: Literal["causal", "full"] = "causal",
+    num_places: int = 128,
+) -> Speaker:
+    """A head with random weights in the vocabulary of a tiny model."""
+    shape = SpeakerShape(
+        connector=ConnectorShape(
+            num_queries=num_queries,
+            depth=1,
+            query_width=16,
+            num_heads=2,
+            reads_question=reads_question,
+            per_frame=per_frame,
+            max_frames=4,
+        ),
+        lm={
+            "model_type": "gpt2",
+            "vocab_size": model.shape.vocab_size,
+            "n_positions": num_places,
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "bos_token_id": 3,
+            "eos_token_id": 4,
+            # as large as a trained one's: greedy choices then differ from video to video
+            "initializer_range": 0.5,
+        },
+        start_token_id=3,
+        eos_token_id=4,
+        pad_token_id=0,
+        prefix_attention=prefix_attention,
+        max_new_tokens=6,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = build_speaker(shape, token_width=model.shape.vision_width, text_width=model.shape.joint_dim)
+    return Speaker(head, model.prompt_tokenizer(shape), shape, recipe={"steps": 0}, scores={"cider": 0.5})
+
+
+def speaking_model(**options: Any) -> VideoLM:
+    """A tiny model with both heads."""
+    model = tiny_model()
+    model.add_head("captioning", tiny_speaker(model=model, **options))
+    model.add_head("videoqa", tiny_speaker(model=model, seed=1, **options))
+    return model
 
 
 def write_clip(path: Path, *, seed: int = 0, num_frames: int = 6) -> Path:

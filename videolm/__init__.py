@@ -1,4 +1,4 @@
-"""videolm: finds the video that a sentence describes.
+"""videolm: finds the video that a sentence describes, says what happens in one, and answers questions about it.
 
 Importing this package does no work: torch and the models are imported at the first use of a name below.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from videolm.pipeline import VideoLM, list_models, load, open_index
     from videolm.search.index import Index
-    from videolm.types import Clip, Embeddings, Failure, Hit, ModelInfo, VideoInfo
+    from videolm.types import Answer, Caption, Clip, Embeddings, Failure, Hit, ModelInfo, VideoInfo
     from videolm.video.readers import open_video
 
 __version__ = "0.1.0"
@@ -22,6 +22,8 @@ _HOME = {
     "load": "videolm.pipeline",
     "open_index": "videolm.pipeline",
     "Index": "videolm.search.index",
+    "Answer": "videolm.types",
+    "Caption": "videolm.types",
     "Clip": "videolm.types",
     "Embeddings": "videolm.types",
     "Failure": "videolm.types",
@@ -32,6 +34,8 @@ _HOME = {
 }
 
 __all__ = [
+    "Answer",
+    "Caption",
     "Clip",
     "Embeddings",
     "Failure",

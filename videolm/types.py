@@ -85,7 +85,8 @@ class VideoTokens:
     sizes: Float[Tensor, "batch tokens"]
     """How many original tokens each one stands for."""
     pts_seconds: Float[Tensor, "batch tokens"]
-    """Presentation time of the frame that a token belongs to; for a merged one the mean of its original tokens'."""
+    """Presentation time of the frame that a token belongs to, from any zero, for heads read differences; for a merged
+    one the mean of its original tokens'."""
     embedding: Float[Tensor, "batch dim"]
     """Mean of the unit-length frame embeddings in the joint space, of unit length itself."""
 
@@ -110,6 +111,9 @@ class Failure:
     stage: Literal["open", "decode", "encode", "timeout", "crash"]
     error: str
     backend: str = ""
+    start: float | None = None
+    """Seconds, as `end`: the span that could not be used; None for all of it."""
+    end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -173,3 +177,42 @@ class Hit:
     start: float
     """Seconds."""
     end: float
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a model says of a video, or of a span of it."""
+
+    text: str
+    start: float
+    """Seconds; the span that it is about."""
+    end: float
+    source: str
+    """The video as it was named."""
+    num_tokens: int
+    """Tokens of the video that the head read."""
+    reduce: str = ""
+    """The plan by which the tower came to so few, as `budget` chose it or the model has it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answers to a question about a video."""
+
+    text: str
+    """What it said, or the likeliest candidate; of equal ones the first."""
+    question: str
+    source: str
+    """The video as it was named."""
+    method: Literal["generate", "likelihood", "similarity"]
+    """How the answer came about: written word by word; the candidate that the language model finds likeliest; or the
+    one whose sentence is most similar to the video, for a model that has no head for questions (zero-shot CLIP)."""
+    num_tokens: int
+    """Tokens of the video behind the tower; similarity reads only the one vector that they come with."""
+    candidates: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    """Of each candidate: its log-likelihood, summed over its tokens; or the cosine times the logit scale."""
+    probabilities: tuple[float, ...] = ()
+    """Softmax of the scores: among these candidates."""
+    reduce: str = ""
+    """As in Caption."""

@@ -17,11 +17,12 @@ import videolm
 from videolm.cli.benchmarks import data, evaluate
 from videolm.cli.doctor import doctor
 from videolm.cli.models import models
+from videolm.cli.speech import ask, caption
 from videolm.cli.videos import encode, index, info, search
 from videolm.cli.world import demo, render
 
 app = typer.Typer(
-    help="Finds the video that a sentence describes.",
+    help="Finds the video that a sentence describes, says what happens in one, and answers questions about it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -46,7 +47,7 @@ def _common(
     del version
 
 
-for _command in (encode, index, search, info, models, doctor, render, demo, evaluate, data):
+for _command in (encode, index, search, caption, ask, info, models, doctor, render, demo, evaluate, data):
     app.command()(_command)
 
 

@@ -50,6 +50,12 @@ class DtypeName(StrEnum):
     float16 = "float16"
 
 
+class Segments(StrEnum):
+    """How a video is cut."""
+
+    auto = "auto"
+
+
 class SamplerKind(StrEnum):
     """Which moments of a video are looked at."""
 
@@ -84,6 +90,20 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Videos that go through the 
 Workers = Annotated[
     int,
     typer.Option(min=0, help="Processes that decode; 0: this one, which a bad file can then hang or crash."),
+]
+NumBeams = Annotated[
+    int | None, typer.Option(min=1, help="Beams of the search; without it as the head was trained for.")
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of the text at most; without it as the head was trained for."),
+]
+Budget = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of a clip that the head reads at most; the tower merges the rest."),
+]
+Stream = Annotated[
+    bool, typer.Option("--stream", help="Print the words of one video as they come, without beams.")
 ]
 DecoderName = Annotated[Decoder, typer.Option("--decoder", help="What reads the files.")]
 Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds that one file may take, at most a week.")]

@@ -64,14 +64,16 @@ def warnings_said() -> Iterator[None]:
 
 
 @contextmanager
-def reporting(verbose: bool) -> Iterator[None]:
-    """An error becomes one line and an exit code."""
+def reporting(
+    verbose: bool, *, interrupted: str = "interrupted; the same command goes on where it was"
+) -> Iterator[None]:
+    """An error becomes one line and an exit code; `interrupted` is what is said at Ctrl-C."""
     try:
         yield
     except (typer.Exit, typer.BadParameter):
         raise
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on where it was")
+        say(interrupted)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         # whoever read the results has enough; what is still buffered must not be written at the end
@@ -99,7 +101,9 @@ def _exit_code(error: Exception) -> int:
     if isinstance(error, OSError) and error.filename is not None:
         # it cannot be read or written, or its disk is full
         return 2
-    return 2 if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | BusyError) else 1
+    # ImportError: an extra that is not installed
+    wrong_usage = ValueError | FileNotFoundError | NotADirectoryError | BusyError | ImportError
+    return 2 if isinstance(error, wrong_usage) else 1
 
 
 def close_run(

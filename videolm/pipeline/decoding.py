@@ -13,9 +13,16 @@ from videolm.video.isolation import open_decoding
 from videolm.video.readers.guard import Decoder, VideoError
 from videolm.video.worker import ClipRequest
 
-__all__ = ["Decoder", "Video", "read_videos"]
+__all__ = ["Decoder", "Video", "num_ahead", "read_videos"]
 
 Video = str | os.PathLike[str] | Clip
+# Files that are decoded ahead of the model, beyond one for each worker: each holds a descriptor.
+_MOST_AHEAD = 64
+
+
+def num_ahead(*, workers: int, batch_size: int) -> int:
+    """So many that a batch is ready, or nearly, when the model has done with the one before."""
+    return workers + min(batch_size, _MOST_AHEAD)
 
 
 def read_videos(

@@ -23,15 +23,26 @@ class KnownModel:
     """Hash of the loaded weights as in `ModelInfo`; None: not checked here."""
     scores: dict[str, Any] = field(default_factory=dict)
     """Measured by this project; empty: not measured here."""
+    heads: tuple[str, ...] = ()
+    """By which it speaks: captioning, videoqa."""
 
 
 def _hub(
-    name: str, layout: str, num_parameters: int, licence: str, *, source: str | None = None
+    name: str,
+    layout: str,
+    num_parameters: int,
+    licence: str,
+    *,
+    source: str | None = None,
+    heads: tuple[str, ...] = (),
 ) -> KnownModel:
-    return KnownModel(name, layout, num_parameters, licence, source or f"https://huggingface.co/{name}")
+    source = source or f"https://huggingface.co/{name}"
+    return KnownModel(name, layout, num_parameters, licence, source, heads=heads)
 
 
 _CLIP, _SIGLIP = "transformers CLIP", "transformers SigLIP"
+_GIT, _BLIP2 = "transformers GIT", "transformers BLIP-2"
+_SPEAKS = ("captioning", "videoqa")
 # Where the licence of OpenAI's models stands.
 _OPENAI = "https://github.com/openai/CLIP"
 
@@ -51,5 +62,8 @@ KNOWN_MODELS = (
     _hub("google/siglip-so400m-patch14-384", _SIGLIP, 877_960_498, "Apache-2.0"),
     _hub("google/siglip2-base-patch16-224", _SIGLIP, 375_187_970, "Apache-2.0"),
     _hub("google/siglip2-so400m-patch14-384", _SIGLIP, 1_136_008_498, "Apache-2.0"),
+    _hub("microsoft/git-base-vatex", _GIT, 176_623_674, "see source", heads=_SPEAKS),
+    _hub("microsoft/git-base-msrvtt-qa", _GIT, 176_623_674, "see source", heads=_SPEAKS),
+    _hub("Salesforce/blip2-opt-2.7b", _BLIP2, 3_744_679_936, "see source", heads=_SPEAKS),
     _hub("Searchium-ai/clip4clip-webvid150k", _CLIP, 151_277_313, "see source"),
 )

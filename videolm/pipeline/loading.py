@@ -23,9 +23,12 @@ from videolm.encoders.video_clip import VideoCLIP
 from videolm.encoders.weights import Weights, read_weights, weights_sha256
 from videolm.encoders.weights.files import refuse_pointer
 from videolm.files import read_json
+from videolm.heads.speaker_weights import SpeakerWeights, load_speaker, read_speaker
+from videolm.pipeline.head_files import read_heads, read_prompt_tokenizer
 from videolm.pipeline.known import KNOWN_MODELS, KnownModel
 from videolm.pipeline.processors import read_preprocess
 from videolm.pipeline.settings import differences, with_new_defaults
+from videolm.pipeline.speaking import HeadName, Speaker
 from videolm.pipeline.video_lm import FORMAT_VERSION, VideoLM, to_float32
 from videolm.search.index import Index, read_description, read_index
 from videolm.text.tokenizer import Tokenizer, load_tokenizer
@@ -60,8 +63,8 @@ def load(
     """A model by name: "mini", which ships with the package; a path; or the id of a model on the hub.
 
     Path and hub (Hugging Face; `hf-hub:` before the id is open_clip's way to say it) hold what `VideoLM.save`
-    wrote, or weights of CLIP, MetaCLIP, SigLIP, X-CLIP or CLIP4Clip in the layout of transformers, OpenAI,
-    open_clip or CLIP4Clip: a file, or the folder it lies in. What it is its content says.
+    wrote, or weights of CLIP, MetaCLIP, SigLIP, X-CLIP, CLIP4Clip, GIT or BLIP-2 (before OPT) in the layout of
+    transformers, OpenAI, open_clip or CLIP4Clip: a file, or the folder it lies in. What it is its content says.
     `device="auto"` is cuda where there is one; `dtype="auto"` is bfloat16 for a model of some size where the
     device is faster with it, else float32 (see `pipeline.precision`).
     `reduce`, as in "tome:r=16", has the vision tower go on with fewer tokens, without training (see
@@ -109,20 +112,29 @@ def of_weights(
     shape = _reduced(weights.shape, reduce)
     model = _with_weights(shape, weights.state, weights.file)
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    speaker = read_speaker(weights.file)
     return VideoLM(
         model,
         shape=shape,
         tokenizer=_read_tokenizer(folder, shape),
         preprocess=read_preprocess(folder, shape),
-        sampler=_sampler(weights),
+        sampler=_sampler(weights) if speaker is None else replace(_SAMPLER, num_frames=speaker.num_frames),
         name=name,
         trained=not all(bool((norm.weight == 1).all() and (norm.bias == 0).all()) for norm in norms),
         licence=licence,
         source=source,
+        heads={} if speaker is None else _foreign_heads(speaker, folder),
         device=device,
         dtype=dtype,
         allow_untrained=allow_untrained,
     )
+
+
+def _foreign_heads(weights: SpeakerWeights, folder: Path) -> dict[HeadName, Speaker]:
+    """One for captions and answers: nothing in the files of a GIT or BLIP-2 says for which of them it was trained."""
+    tokenizer = read_prompt_tokenizer(folder / "tokenizer.json", weights.shape)
+    speaker = Speaker(load_speaker(weights), tokenizer, weights.shape)
+    return {"captioning": speaker, "videoqa": speaker}
 
 
 def _sampler(weights: Weights) -> Sampler:
@@ -313,6 +325,9 @@ def _read_own_folder(
         # Measured with the plan that it was saved with.
         scores=info.scores if shape.reduce == saved_reduce else {},
         source=source,
+        heads=read_heads(
+            folder, card.get("heads", {}), token_width=shape.vision_width, text_width=shape.joint_dim
+        ),
         device=device,
         dtype=dtype,
         allow_untrained=allow_untrained,
@@ -332,7 +347,8 @@ def _card_info(card: dict[str, Any], path: Path) -> ModelInfo:
 
 
 def _shipped(path: Path) -> KnownModel:
-    info = _card_info(read_json(path), path)
+    card = read_json(path)
+    info = _card_info(card, path)
     with safe_open(path.with_name("model.safetensors"), framework="pt") as weights:
         names = weights.keys()
         num_parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
@@ -344,6 +360,7 @@ def _shipped(path: Path) -> KnownModel:
         source="this package",
         weights_sha256=info.weights_sha256,
         scores=info.scores,
+        heads=tuple(card.get("heads", {})),
     )
 
 
@@ -364,7 +381,12 @@ def _with_weights(shape: CLIPShape, state: dict[str, Tensor], path: Path) -> Vid
 
 
 def _read_tokenizer(folder: Path, shape: CLIPShape) -> Tokenizer | None:
-    """The folder's tokenizer; without one the model still encodes videos."""
+    """The folder's tokenizer; without one the model still encodes videos.
+
+    A model without a text tower has none: what lies in its folder is its head's.
+    """
+    if not shape.has_text:
+        return None
     try:
         return load_tokenizer(
             folder,

@@ -47,7 +47,7 @@ def write_preprocess(folder: Path, preprocess: Preprocess) -> None:
 def _default(shape: CLIPShape) -> Preprocess:
     if shape.family == "siglip":
         return Preprocess(shape.image_size, [0.5] * 3, [0.5] * 3, resize_mode="square")
-    return Preprocess(shape.image_size)
+    return Preprocess(shape.image_size, resize_mode="square" if shape.family == "blip2" else "short_side")
 
 
 def _of_transformers(settings: dict[str, Any], path: Path, shape: CLIPShape) -> Preprocess:

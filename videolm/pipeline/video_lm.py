@@ -7,7 +7,7 @@ import platform
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -27,10 +27,14 @@ from videolm.encoders.video_clip import VideoCLIP
 from videolm.encoders.weights import weights_sha256
 from videolm.files import sync, write_json
 from videolm.heads.retrieval import similarity
-from videolm.pipeline.decoding import Decoder, Video, read_videos
+from videolm.pipeline.decoding import Decoder, Video, num_ahead, read_videos
 from videolm.pipeline.encoding import encode_clips
+from videolm.pipeline.head_files import remove_left_heads, write_heads
 from videolm.pipeline.precision import auto_dtype
 from videolm.pipeline.settings import as_written
+from videolm.pipeline.speaking import HeadName, Speaker
+from videolm.pipeline.tokens import Eyes
+from videolm.pipeline.verbs import SpeakingVerbs, check_at_least_one, check_on_error
 from videolm.search.extraction import EncodedVideo, Extraction, extract
 from videolm.search.index import Index, build_index, read_index
 from videolm.search.parts import Shard
@@ -44,15 +48,14 @@ from videolm.video.transforms import Preprocess, pad_frames, without_repeats
 from videolm.video.worker import ClipRequest
 
 FORMAT_VERSION = 1
-# Files that are decoded ahead of the model, beyond one for each worker: each holds a descriptor.
-_MOST_AHEAD = 64
 
 
-class VideoLM:
+class VideoLM(SpeakingVerbs):
     """A video-language model ready for use: the network, and all that makes files and sentences its inputs.
 
     `model` is taken over: in float32, it is put into evaluation mode and moved to `device` and `dtype`, and with
-    a `dtype` shorter than float32 made ready for inference only (see `auto_dtype` for "auto").
+    a `dtype` shorter than float32 made ready for inference only (see `auto_dtype` for "auto"). So are the `heads`,
+    by which it captions ("captioning") and answers ("videoqa").
     `source` is what `load` finds the model by again, None for one that was not loaded.
     """
 
@@ -70,6 +73,7 @@ class VideoLM:
         recipe: dict[str, Any] | None = None,
         scores: dict[str, Any] | None = None,
         source: str | None = None,
+        heads: Mapping[HeadName, Speaker] | None = None,
         device: str | torch.device = "auto",
         dtype: torch.dtype | Literal["auto"] = "auto",
         allow_untrained: bool = False,
@@ -108,6 +112,10 @@ class VideoLM:
         red, green, blue = preprocess.std
         model.pixel_std = (red, green, blue)
         self.model = model.eval().to(self.device, self.dtype)
+        self.heads: dict[HeadName, Speaker] = {}
+        for head, speaker in (heads or {}).items():
+            self.add_head(head, speaker)
+        self._eyes = Eyes(self.model, shape, preprocess, sampler.num_frames or sampler.max_frames or 1)
 
     @property
     def trained(self) -> bool:
@@ -178,8 +186,7 @@ class VideoLM:
         A video that cannot be used raises, or with `on_error="skip"` is named in `failures` and has no row.
         `show_progress_bar=None` shows a bar where the error stream is a terminal, elsewhere a line now and then.
         """
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error ({on_error!r}) must be 'raise' or 'skip'")
+        check_on_error(on_error)
         if isinstance(videos, str | os.PathLike | Clip):
             videos = [videos]
         names: list[str] = []
@@ -225,7 +232,12 @@ class VideoLM:
     ) -> Embeddings:
         """A vector of unit length for each sentence, in their order."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        _check_at_least_one("batch_size", batch_size)
+        check_at_least_one("batch_size", batch_size)
+        if not self.shape.has_text:
+            raise ValueError(
+                f"{self.info.name} has no text tower: it captions and answers, but sentences have no vectors in it; "
+                "load a CLIP or SigLIP to search"
+            )
         if self.tokenizer is None:
             raise ValueError(
                 f"{self.info.name} cannot encode texts without a tokenizer: lay tokenizer.json (or "
@@ -356,11 +368,11 @@ class VideoLM:
         )
 
     def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> None:
-        """Write weights, tokenizer and `videolm.json`, from which `load` makes the same model again.
+        """Write weights, heads, tokenizer and `videolm.json`, from which `load` makes the same model again.
 
         `dtype=torch.float16` halves the file; the weights are rounded to it, so their hash is another. Each
-        file appears whole, `videolm.json` last. A model that was loaded to compute in less than float32 cannot be
-        saved (see `state`).
+        file appears whole, `videolm.json` last; then the files of heads that an earlier save has left there go. A
+        model that was loaded to compute in less than float32 cannot be saved (see `state`).
         """
         state = {name: tensor.to(dtype).contiguous() for name, tensor in self.state().items()}
         folder = Path(folder)
@@ -369,6 +381,7 @@ class VideoLM:
             save_file(state, Path(temporary) / "model.safetensors", metadata={"format": "pt"})
             if self.tokenizer is not None:
                 self.tokenizer.save(temporary)
+            heads = write_heads(Path(temporary), self.heads, dtype=dtype)
             for path in sorted(Path(temporary).iterdir()):
                 # safetensors makes its file for the owner alone
                 path.chmod(0o644)
@@ -379,8 +392,10 @@ class VideoLM:
             **asdict(self.info),
             "weights_sha256": weights_sha256(to_float32(state)),
             "shape": asdict(self.shape),
+            **({"heads": heads} if heads else {}),
         }
         write_json(folder / "videolm.json", card)
+        remove_left_heads(folder, heads)
 
     def _sampler(self, num_frames: int | None, kind: Kind | None) -> Sampler:
         if kind is None or kind == self.sampler.kind:
@@ -470,9 +485,8 @@ class VideoLM:
         frame_cache: str | os.PathLike[str] | None,
         on_error: Literal["raise", "skip"],
     ) -> Generator[tuple[str, EncodedVideo | Failure], None, None]:
-        _check_at_least_one("batch_size", batch_size)
-        # a batch is ready, or nearly, when the model has done with the one before
-        ahead = workers + min(batch_size, _MOST_AHEAD)
+        check_at_least_one("batch_size", batch_size)
+        ahead = num_ahead(workers=workers, batch_size=batch_size)
         with closing(
             read_videos(videos, request, workers=workers, ahead=ahead, frame_cache=frame_cache)
         ) as clips:
@@ -528,8 +542,3 @@ def _check_not_random(kind: Kind, name: str) -> None:
         raise ValueError(
             f"{name}: sampler segment_random is for training; a vector must not depend on chance"
         )
-
-
-def _check_at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} ({value}) must be at least 1")

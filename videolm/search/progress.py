@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Counts videos and failures, and the time that the model stood still for want of frames.
+    """Counts videos and failures, and, with `timed`, the time that the model stood still for want of frames.
 
     `show=None` draws a bar where the error stream is a terminal, and elsewhere writes a line every 30 seconds;
     True always draws the bar, False shows nothing.
@@ -27,6 +27,7 @@ class Progress:
         self.num_failed = 0
         self._total = total
         self._waited_seconds = 0.0
+        self._is_timed = False
         self._started = self._last_line = time.monotonic()
         self._bar = tqdm(total=total, unit="video", disable=None if show is None else not show)
         self._writes_lines = show is None and self._bar.disable
@@ -41,8 +42,8 @@ class Progress:
         """One more video is done with."""
         self.num_done += 1
         self.num_failed += failed
-        share = f"{100 * self.waiting_share:.0f}%"
-        self._bar.set_postfix(failed=self.num_failed, waiting=share, refresh=False)
+        waiting = {"waiting": f"{100 * self.waiting_share:.0f}%"} if self._is_timed else {}
+        self._bar.set_postfix(failed=self.num_failed, **waiting, refresh=False)
         self._bar.update()
         if self._writes_lines and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
@@ -51,6 +52,7 @@ class Progress:
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items; the time that each takes to come counts as waiting for frames."""
+        self._is_timed = True
         iterator = iter(items)
         while True:
             started = time.monotonic()
@@ -84,4 +86,6 @@ class Progress:
         if self._total is not None and self.num_done:
             left = (self._total - self.num_done) / self.videos_per_second
             text += f", {timedelta(seconds=round(left))} left"
-        return f"{text}, {100 * self.waiting_share:.0f} % of the time waiting for frames"
+        if self._is_timed:
+            text += f", {100 * self.waiting_share:.0f} % of the time waiting for frames"
+        return text

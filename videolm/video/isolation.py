@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from pebble import ProcessExpired, ProcessPool
@@ -68,8 +68,8 @@ def read_clips(
 class Decoding(Protocol):
     """Files go in, their clips come out in the same order; a context manager."""
 
-    def submit(self, path: str) -> None:
-        """Give the next file."""
+    def submit(self, path: str, sampler: Sampler | None = None) -> None:
+        """Give the next file; `sampler` takes the place of the request's for it alone."""
 
     def next_clip(self) -> Clip | VideoError:
         """The clip of the file that was given first, or why there is none."""
@@ -95,24 +95,25 @@ class ThisProcess:
 
     def __init__(self, request: ClipRequest) -> None:
         self._request = request
-        self._paths: deque[str] = deque()
+        self._waiting: deque[tuple[str, ClipRequest]] = deque()
 
-    def submit(self, path: str) -> None:
-        self._paths.append(path)
+    def submit(self, path: str, sampler: Sampler | None = None) -> None:
+        self._waiting.append((path, _with_sampler(self._request, sampler)))
 
     def next_clip(self) -> Clip | VideoError:
-        return read_clip(self._paths.popleft(), self._request)
+        return read_clip(*self._waiting.popleft())
 
     def __enter__(self) -> ThisProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._paths.clear()
+        self._waiting.clear()
 
 
 @dataclass(eq=False)
 class _Job:
     path: str
+    request: ClipRequest
     memory: int
     """Descriptor of the shared memory that the frames are written to."""
     future: Future[Answer | VideoError]
@@ -162,9 +163,9 @@ class Workers:
         self._jobs.clear()
         self._free_memory.clear()
 
-    def submit(self, path: str) -> None:
+    def submit(self, path: str, sampler: Sampler | None = None) -> None:
         memory = self._free_memory.pop() if self._free_memory else self._new_memory()
-        self._jobs.append(_Job(path, memory, Future()))
+        self._jobs.append(_Job(path, _with_sampler(self._request, sampler), memory, Future()))
         self._give(self._jobs[-1])
 
     def next_clip(self) -> Clip | VideoError:
@@ -227,7 +228,7 @@ class Workers:
     def _schedule(self, job: _Job) -> bool:
         """Whether the pool took the file."""
         # absolute: a worker does not see when this process changes its folder
-        arguments = (os.path.abspath(job.path), f"/proc/{os.getpid()}/fd/{job.memory}", self._request)
+        arguments = (os.path.abspath(job.path), f"/proc/{os.getpid()}/fd/{job.memory}", job.request)
         try:
             job.future = self._pool.schedule(
                 work, args=arguments, timeout=self._request.limits.timeout_seconds
@@ -276,6 +277,10 @@ class Workers:
     def _stop(self) -> None:
         self._pool.stop()
         self._pool.join()
+
+
+def _with_sampler(request: ClipRequest, sampler: Sampler | None) -> ClipRequest:
+    return request if sampler is None else replace(request, sampler=sampler)
 
 
 def _has_outcome(job: _Job) -> bool:

@@ -7,7 +7,7 @@ frame that is shown at each of them. Times ascend and lie in [start, start + dur
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -83,7 +83,7 @@ def fps_capped(info: VideoInfo, *, fps: float, max_frames: int) -> Float[Tensor,
     """
     _check_rate(fps)
     _check_count("max_frames", max_frames)
-    if _count_at_rate(info, fps=fps) > max_frames:
+    if _count_at_rate(info.duration_seconds, fps=fps) > max_frames:
         return linspace_endpoints(info, num_frames=max_frames)
     return _at_rate(info, fps=fps)
 
@@ -182,13 +182,52 @@ class Sampler:
         return segment_middle(info, num_frames=self.num_frames)
 
 
+@dataclass(frozen=True)
+class SpanSampler(Sampler):
+    """The moments that a sampler names in each of some spans of a video, span after span."""
+
+    spans: tuple[tuple[float, float], ...] = ()
+    """Start and end in seconds of presentation time, inside the video."""
+
+    @property
+    def counts(self) -> list[int]:
+        """How many moments each span has."""
+        if self.kind == "fps_capped":
+            assert self.fps is not None
+            assert self.max_frames is not None
+            return [min(_count_at_rate(b - a, fps=self.fps), self.max_frames) for a, b in self.spans]
+        assert self.num_frames is not None
+        if self.kind == "one_fps_then_uniform":
+            return [min(_count_at_rate(b - a, fps=1.0), self.num_frames) for a, b in self.spans]
+        return [self.num_frames] * len(self.spans)
+
+    def __call__(
+        self,
+        info: VideoInfo,
+        *,
+        generator: torch.Generator | None = None,
+        key_seconds: Float[Tensor, " keys"] | None = None,
+    ) -> Float[Tensor, " frames"]:
+        """The times to look at; the nearest key frame to a moment of a span may lie outside of it."""
+        choose = super().__call__
+        return torch.cat(
+            [choose(_span_of(info, *s), generator=generator, key_seconds=key_seconds) for s in self.spans]
+        )
+
+
+def _span_of(info: VideoInfo, start: float, end: float) -> VideoInfo:
+    """A span as if it were a video."""
+    last = max(start, min(end - 1 / info.fps if info.fps > 0 else end, info.last_seconds))
+    return replace(info, start_seconds=start, last_seconds=last, duration_seconds=end - start)
+
+
 def _at_rate(info: VideoInfo, *, fps: float) -> Float[Tensor, " frames"]:
-    steps = torch.arange(_count_at_rate(info, fps=fps), dtype=torch.float64)
+    steps = torch.arange(_count_at_rate(info.duration_seconds, fps=fps), dtype=torch.float64)
     return info.start_seconds + steps / fps
 
 
-def _count_at_rate(info: VideoInfo, *, fps: float) -> int:
-    return max(1, math.ceil((info.duration_seconds - _SLACK_SECONDS) * fps))
+def _count_at_rate(duration_seconds: float, *, fps: float) -> int:
+    return max(1, math.ceil((duration_seconds - _SLACK_SECONDS) * fps))
 
 
 def _check_count(name: str, value: int) -> None:
