@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from videolm.cli.benchmarks import run_evaluation
-from videolm.cli.options import Format, OutputFormat, Quiet, Verbose
+from videolm.cli.options import BatchSize, Format, OutputFormat, Quiet, Verbose
 from videolm.cli.output import reporting
 from videolm.recipes import read_protocol
 
@@ -22,16 +22,17 @@ def main(
     model: Annotated[str, typer.Option(help="'mini', a model's folder, or the hub id of a CLIP.")],
     videos: Annotated[Path | None, typer.Option(help="Folder with the videos; default: DATA/videos.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
+    batch_size: BatchSize = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first videos of the list.")] = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Rank the videos that are there, and say so.")
+        bool, typer.Option("--allow-missing", help="Measure on the videos that are there, and say so.")
     ] = False,
     override: Annotated[list[str] | None, typer.Option("--set", help="key=value of the protocol.")] = None,
     format: OutputFormat = Format.table,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Rank sentences and videos in both directions and write what came out, and with what."""
+    """Retrieval, captions or answers, as the config's benchmark has it: what came out, and with what."""
     with reporting(verbose):
         run_evaluation(
             model,
@@ -39,6 +40,7 @@ def main(
             protocol=read_protocol(config, override or ()),
             videos=videos,
             out=out,
+            batch_size=batch_size,
             limit=limit,
             allow_missing=allow_missing,
             format=format,

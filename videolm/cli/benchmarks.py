@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,12 @@ import typer
 
 from videolm.cli.options import (
     AllowFailures,
+    BatchSize,
+    Budget,
     DtypeName,
     Format,
+    MaxNewTokens,
+    NumBeams,
     NumFrames,
     OutputFormat,
     Quiet,
@@ -20,13 +25,27 @@ from videolm.cli.options import (
 from videolm.cli.output import load_model, print_json, print_table, printable, reporting, say
 
 if TYPE_CHECKING:
-    from videolm.datasets.protocol import Protocol
+    from videolm.datasets.protocol import CaptionProtocol, QuestionProtocol, RetrievalProtocol
+
+
+class Asking(StrEnum):
+    """How questions are answered."""
+
+    auto = "auto"
+    write = "write"
+    choose = "choose"
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="'mini', a model's folder, or the hub id of a CLIP.")],
     data: Annotated[Path, typer.Argument(help="Folder with a benchmark's annotation, or a rendered world.")],
-    benchmark: Annotated[str, typer.Option(help="Name as in `videolm data`.")] = "msrvtt",
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            help="Name as in `videolm data`, for retrieval or questions; msrvtt-captions, msvd-captions or "
+            "vatex-captions for captions."
+        ),
+    ] = "msrvtt",
     split: Annotated[str, typer.Option(help="A split of the benchmark.")] = "test",
     videos: Annotated[Path | None, typer.Option(help="Folder with the videos; default: DATA/videos.")] = None,
     num_frames: NumFrames = None,
@@ -38,37 +57,63 @@ def evaluate(
         str | None,
         typer.Option(metavar="PLAN", help="Fewer tokens in the vision tower, as in tome:r=16; none: all."),
     ] = None,
-    dsl: Annotated[bool, typer.Option("--dsl", help="Also dual softmax (transductive).")] = False,
-    qb_norm: Annotated[bool, typer.Option("--qb-norm", help="Also QB-Norm (transductive).")] = False,
+    dsl: Annotated[bool, typer.Option("--dsl", help="Retrieval: also dual softmax (transductive).")] = False,
+    qb_norm: Annotated[
+        bool, typer.Option("--qb-norm", help="Retrieval: also QB-Norm (transductive).")
+    ] = False,
+    meteor: Annotated[
+        bool, typer.Option("--meteor", help="Captions: also METEOR, which needs Java.")
+    ] = False,
+    answers: Annotated[
+        Asking,
+        typer.Option(help="Questions: write answers, choose candidates; auto: as the benchmark has it."),
+    ] = Asking.auto,
+    vocabulary: Annotated[
+        int | None, typer.Option(min=1, help="Questions: choose among so many training answers.")
+    ] = None,
+    num_beams: NumBeams = None,
+    max_new_tokens: MaxNewTokens = None,
+    budget: Budget = None,
+    batch_size: BatchSize = 8,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and more.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first videos of the list.")] = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Rank the videos that are there, and say so.")
+        bool, typer.Option("--allow-missing", help="Measure on the videos that are there, and say so.")
     ] = False,
     format: OutputFormat = Format.table,
     allow_failures: AllowFailures = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure recall on a test list and, in a rendered world, whether twins are told apart."""
+    """Measure a model on a benchmark: what it finds, how it captions, or how it answers."""
     with reporting(verbose):
-        from videolm.datasets.protocol import Protocol
+        from videolm.datasets.protocol import protocol_of
 
+        rules = {
+            "dsl": dsl or None,
+            "qb_norm": qb_norm or None,
+            "meteor": meteor or None,
+            "answers": None if answers is Asking.auto else answers.value,
+            "vocabulary": vocabulary,
+            "num_beams": num_beams,
+            "max_new_tokens": max_new_tokens,
+            "budget": budget,
+        }
         run_evaluation(
             model,
             data,
-            protocol=Protocol(
-                benchmark=benchmark,
+            protocol=protocol_of(
+                benchmark,
                 split=split,
                 num_frames=num_frames,
                 sampler=None if sampler is None else sampler.value,
                 dtype=dtype.value,
                 reduce=reduce,
-                dsl=dsl,
-                qb_norm=qb_norm,
+                **{name: value for name, value in rules.items() if value is not None},
             ),
             videos=videos,
             out=out,
+            batch_size=batch_size,
             limit=limit,
             allow_missing=allow_missing,
             allow_failures=allow_failures,
@@ -78,7 +123,13 @@ def evaluate(
 
 
 def data(
-    name: Annotated[str, typer.Argument(help="msrvtt, msvd, didemo, activitynet, lsmdc or vatex.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="msrvtt, msvd, didemo, activitynet, lsmdc, vatex; msrvtt-qa, msvd-qa, nextqa, nextoe, "
+            "activitynet-qa, tgif-frameqa, tgif-transition, tgif-action or tgif-count."
+        ),
+    ],
     dir: Annotated[Path, typer.Option("--dir", help="Folder with the annotation.")],
     videos: Annotated[Path | None, typer.Option(help="Folder with the videos; default: DIR/videos.")] = None,
     format: OutputFormat = Format.table,
@@ -105,9 +156,10 @@ def run_evaluation(
     model: str,
     data: Path,
     *,
-    protocol: Protocol,
+    protocol: RetrievalProtocol | CaptionProtocol | QuestionProtocol,
     videos: Path | None,
     out: Path | None,
+    batch_size: int,
     limit: int | None,
     allow_missing: bool,
     format: Format,
@@ -125,6 +177,7 @@ def run_evaluation(
         data,
         protocol=protocol,
         videos=videos,
+        batch_size=batch_size,
         limit=limit,
         allow_missing=allow_missing,
         show_progress_bar=False if quiet else None,

@@ -18,11 +18,22 @@ def models(format: OutputFormat = Format.table, verbose: Verbose = False) -> Non
         if format is Format.json:
             print_json(known)
         else:
-            columns = ("name", "layout", "num_parameters", "licence", "source", "weights_sha256", "scores")
+            columns = (
+                "name",
+                "layout",
+                "num_parameters",
+                "licence",
+                "source",
+                "weights_sha256",
+                "heads",
+                "scores",
+            )
             print_table(columns, [[_short(column, model[column]) for column in columns] for model in known])
 
 
 def _short(column: str, value: Any) -> str:
+    if column == "heads":
+        return ", ".join(value) or "none"
     if not value:
         return "not measured here" if column == "scores" else "not checked here"
     if isinstance(value, int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -49,11 +50,12 @@ def demo(
     format: OutputFormat = Format.table,
     verbose: Verbose = False,
 ) -> None:
-    """Render a small world, index it with the model that ships, ask it, show what was found."""
+    """Render a small world, index it with the model that ships, search it, caption and ask what was found."""
     with reporting(verbose):
-        from videolm.demo import run_demo
+        from videolm.demo import describe, run_demo
 
         found = run_demo(out)
+        said = [asdict(one) | {"path": one.path.name} for one in describe(out, found)]
         columns = ("first hit is", "has a twin", "video", "score", "query")
         rows = [
             (
@@ -66,8 +68,15 @@ def demo(
             for answer in found
         ]
         if format is Format.json:
-            print_json([dict(zip(columns, row, strict=True)) for row in rows])
+            print_json({"found": [dict(zip(columns, row, strict=True)) for row in rows], "said": said})
         else:
             print_table(columns, rows)
+            if said:
+                print_table(list(said[0]), [list(one.values()) for one in said])
         right = sum(answer.is_right for answer in found)
         say(f"{right} of {len(found)} queries found their video first; the hits are on {out / 'found.png'}")
+        if said:
+            right = sum(one["answer"] == one["right_answer"] for one in said)
+            say(f"{right} of {len(said)} answers are right; captions and answers are on {out / 'said.png'}")
+        else:
+            say("this model has no heads for captions and answers, so that it says nothing of them")

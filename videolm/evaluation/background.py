@@ -12,8 +12,9 @@ import numpy as np
 from videolm.datasets.annotations import CaptionedVideo, exists, queries_of, videos_of_sentences
 from videolm.datasets.catalog import find_benchmark
 from videolm.datasets.msrvtt import ANNOTATION, Split, read_captions, read_leak
-from videolm.datasets.protocol import Protocol
+from videolm.datasets.protocol import RetrievalProtocol
 from videolm.datasets.synthetic import TwinPair, WorldVideo, read_twins, read_world
+from videolm.evaluation.conditions import is_world
 from videolm.evaluation.twins import world_ceiling
 
 
@@ -44,10 +45,12 @@ class Background:
         return 100 * float(np.mean([1 / len(videos) for videos in fitting])), sum(len(v) > 1 for v in fitting)
 
 
-def read_background(folder: Path, protocol: Protocol, listed: Sequence[CaptionedVideo]) -> Background:
+def read_background(
+    folder: Path, protocol: RetrievalProtocol, listed: Sequence[CaptionedVideo]
+) -> Background:
     """All of it, strictly: a damaged file is an error here, and not after hours of encoding."""
     bank = _bank(folder, protocol) if protocol.qb_norm else []
-    if protocol.split == "test" and (folder / "world.json").exists():
+    if protocol.split == "test" and is_world(folder):
         world = [video for video in read_world(folder) if video.split == "test"]
         return Background({}, None, bank, world, read_twins(folder, split="test"), [])
     leaks, leak_note = _leaks(folder, protocol)
@@ -55,7 +58,7 @@ def read_background(folder: Path, protocol: Protocol, listed: Sequence[Captioned
     return Background(leaks, captions, bank, [], [], [*leak_note, *caption_note])
 
 
-def _leaks(folder: Path, protocol: Protocol) -> tuple[dict[str, frozenset[str]], list[str]]:
+def _leaks(folder: Path, protocol: RetrievalProtocol) -> tuple[dict[str, frozenset[str]], list[str]]:
     """Of MSR-VTT 1k-A, what 9k training has seen of the test."""
     if (protocol.benchmark, protocol.split) != ("msrvtt", "test"):
         return {}, []
@@ -75,7 +78,7 @@ def _leaks(folder: Path, protocol: Protocol) -> tuple[dict[str, frozenset[str]],
 
 
 def _captions(
-    folder: Path, protocol: Protocol, listed: Sequence[CaptionedVideo]
+    folder: Path, protocol: RetrievalProtocol, listed: Sequence[CaptionedVideo]
 ) -> tuple[list[CaptionedVideo] | None, list[str]]:
     if protocol.benchmark != "msrvtt":
         return list(listed), []
@@ -85,7 +88,7 @@ def _captions(
     return read_captions(folder, split=cast(Split, protocol.split)), []
 
 
-def _bank(folder: Path, protocol: Protocol) -> list[str]:
+def _bank(folder: Path, protocol: RetrievalProtocol) -> list[str]:
     """Sentences of the training split that goes with a test split, drawn without replacement."""
     benchmark = find_benchmark(protocol.benchmark)
     training = benchmark.splits[protocol.split].training

@@ -10,8 +10,8 @@ from typing import get_args
 import numpy as np
 from jaxtyping import Bool, Int
 
-from videolm.datasets.protocol import Protocol
-from videolm.evaluation.report import Result
+from videolm.datasets.protocol import RetrievalProtocol
+from videolm.evaluation.retrieval_report import Result
 from videolm.metrics.bootstrap import bootstrap_intervals
 from videolm.metrics.rescoring import Queries, build_querybank, dual_softmax, querybank_norm
 from videolm.metrics.retrieval import (
@@ -30,7 +30,7 @@ def score(
     video_of_text: Int[np.ndarray, " texts"],
     ids: Sequence[str],
     *,
-    protocol: Protocol,
+    protocol: RetrievalProtocol,
     leaks: Mapping[str, Set[str]],
     bank: tuple[ScoreBlocks, int] | None,
 ) -> tuple[RetrievalRanking, list[Result]]:
@@ -83,7 +83,7 @@ def _dual_softmax_result(
     rank: Callable[[ScoreBlocks], RetrievalRanking],
     blocks: ScoreBlocks,
     video_of_text: Int[np.ndarray, " texts"],
-    protocol: Protocol,
+    protocol: RetrievalProtocol,
 ) -> Result:
     """Each direction with the softmax over its own queries."""
     of_texts, of_videos = (
@@ -98,7 +98,7 @@ def _querybank_result(
     rank: Callable[[ScoreBlocks], RetrievalRanking],
     blocks: ScoreBlocks,
     video_of_text: Int[np.ndarray, " texts"],
-    protocol: Protocol,
+    protocol: RetrievalProtocol,
     bank: tuple[ScoreBlocks, int],
 ) -> Result:
     bank_blocks, num_bank = bank

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from videolm.datasets.annotations import CaptionedVideo, Query, check_split, queries_of
-from videolm.datasets.catalog import Benchmark, find_benchmark
-from videolm.datasets.protocol import Protocol
+from videolm.datasets.annotations import Query, check_split, queries_of
+from videolm.datasets.catalog import find_benchmark
+from videolm.datasets.protocol import RetrievalProtocol
 from videolm.evaluation.background import read_background
-from videolm.evaluation.report import QueryTable, Report
+from videolm.evaluation.conditions import (
+    Run,
+    decoder_notes,
+    describe_benchmark,
+    written_conditions,
+)
 from videolm.evaluation.results import score
+from videolm.evaluation.retrieval_report import QueryTable, RetrievalReport
 from videolm.evaluation.twins import twin_accuracy
-from videolm.evaluation.videos import locate_videos, named
+from videolm.evaluation.videos import find_files
 from videolm.metrics.retrieval import (
     RetrievalScores,
     ScoreBlocks,
@@ -28,50 +34,27 @@ from videolm.pipeline import VideoLM
 from videolm.pipeline.video_lm import describe_environment
 from videolm.search.extraction import NothingReadError
 from videolm.types import Embeddings
-from videolm.video.readers import AUTO_ORDER, available_decoders
 
 
-def evaluate(
-    model: VideoLM,
-    folder: str | Path,
-    *,
-    protocol: Protocol | None = None,
-    videos: str | Path | None = None,
-    batch_size: int = 8,
-    limit: int | None = None,
-    allow_missing: bool = False,
-    show_progress_bar: bool | None = None,
-) -> Report:
-    """Ranks the sentences and videos of a split whose annotation is in `folder`; a rendered world is one, too.
-
-    Without a protocol by that of MSR-VTT 1k-A. Videos are looked for in `videos`, by default `folder/videos`;
-    `limit` takes the first of the split's list, for a trial: with fewer to rank against, its numbers are too good.
-    Missing files are a FileNotFoundError, or with `allow_missing` left out with their queries and reported, as
-    is always what cannot be read; NothingReadError where nothing is left. ValueError where the model computes in
-    another dtype, or with another plan to reduce tokens, than the protocol says.
-    """
-    protocol = protocol or Protocol()
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit ({limit}) must be at least 1")
-    _check_model(model, protocol)
-    folder = Path(folder)
+def evaluate_retrieval(model: VideoLM, protocol: RetrievalProtocol, run: Run) -> RetrievalReport:
+    """Ranks the sentences and videos of a split by each other; with a limit its numbers are too good."""
     benchmark = find_benchmark(protocol.benchmark)
     check_split(protocol.split, benchmark.splits)
-    listed = benchmark.read(folder, protocol.split)
-    limited = listed[:limit]
+    listed = benchmark.read(run.folder, protocol.split)
+    limited = listed[: run.limit]
     # all that may fail at once comes before the videos, which may take hours
-    background = read_background(folder, protocol, listed)
-    paths = _locate(folder / "videos" if videos is None else Path(videos), limited, allow_missing)
+    background = read_background(run.folder, protocol, listed)
+    paths = find_files(run.videos, [video.id for video in limited], allow_missing=run.allow_missing)
     texts = _encode_distinct(model, [q.sentence for q in queries_of(v for v in limited if v.id in paths)])
     bank_texts = _encode_distinct(model, background.bank)
     encoded = model.encode_videos(
         list(paths.values()),
         num_frames=protocol.num_frames,
         sampler=protocol.sampler,
-        batch_size=batch_size,
+        batch_size=run.batch_size,
         decoder=protocol.decoder,
         on_error="skip",
-        show_progress_bar=show_progress_bar,
+        show_progress_bar=run.show_progress_bar,
     )
     row = _rows(encoded, paths)
     ranked = [video for video in limited if video.id in row]
@@ -91,14 +74,13 @@ def evaluate(
     ceiling, num_ambiguous = background.ceiling(ranked)
     twins = [twin for twin in background.twins if twin.video_a in row and twin.video_b in row]
     accuracy = twin_accuracy(model, encoded, twins, row)
-    return Report(
+    return RetrievalReport(
         model=model.info,
-        benchmark=f"{_title(benchmark, folder)}, {protocol.split} ({folder})",
-        protocol=asdict(protocol)
-        | {"limit": limit, "dtype": str(model.dtype), "reduce": model.shape.reduce or "none"},
+        benchmark=describe_benchmark(benchmark.title, run.folder, protocol.split),
+        protocol=written_conditions(model, protocol, run),
         results=results,
         num_listed=len(listed),
-        num_ranked=len(ids),
+        num_read=len(ids),
         missing=[video.id for video in limited if video.id not in paths],
         failures=encoded.failures,
         ceiling=ceiling,
@@ -106,7 +88,7 @@ def evaluate(
         twin_accuracy=accuracy,
         num_twin_pairs={kind: sum(kind in ("all", t.kind) for t in twins) for kind in accuracy},
         environment=describe_environment(model.device),
-        notes=background.notes + _decoder_notes(protocol),
+        notes=background.notes + decoder_notes(protocol),
         queries=QueryTable(queries, ids, ranking, protocol.v2t),
     )
 
@@ -142,35 +124,6 @@ def _score_blocks(
     return blocks
 
 
-def _check_model(model: VideoLM, protocol: Protocol) -> None:
-    reduce = "" if protocol.reduce == "none" else protocol.reduce
-    if reduce not in (None, model.shape.reduce):
-        raise ValueError(
-            f"reduce ({protocol.reduce!r}) of the protocol is not that of {model.info.name}, which has "
-            f"{model.shape.reduce or 'none'!r}: load it with reduce={protocol.reduce!r}"
-        )
-    if protocol.dtype not in ("auto", str(model.dtype).removeprefix("torch.")):
-        raise ValueError(
-            f"dtype ({protocol.dtype!r}) of the protocol is not that of {model.info.name}, which computes in "
-            f"{model.dtype}: load it with dtype=torch.{protocol.dtype}"
-        )
-
-
-def _locate(where: Path, listed: Sequence[CaptionedVideo], allow_missing: bool) -> dict[str, Path]:
-    """The files that are there, by video id."""
-    ids = [video.id for video in listed]
-    paths = locate_videos(where, ids)
-    missing = [video_id for video_id in ids if video_id not in paths]
-    if not paths:
-        raise NothingReadError(f"none of the {len(ids)} videos is in {where}: {named(missing)}")
-    if missing and not allow_missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(ids)} videos are not in {where}: {named(missing)}; allow_missing=True "
-            "(--allow-missing) ranks the others and says so"
-        )
-    return paths
-
-
 def _rows(encoded: Embeddings, paths: dict[str, Path]) -> dict[str, int]:
     """Row of each video by id."""
     if not len(encoded):
@@ -178,21 +131,3 @@ def _rows(encoded: Embeddings, paths: dict[str, Path]) -> dict[str, int]:
         raise NothingReadError(f"none of the {len(paths)} videos could be read; {first.path}: {first.error}")
     ids = {os.fspath(path): video_id for video_id, path in paths.items()}
     return {ids[name]: i for i, name in enumerate(encoded.ids)}
-
-
-def _decoder_notes(protocol: Protocol) -> list[str]:
-    """What "auto" stands for: an embedding does not carry the back end that read its file."""
-    if protocol.decoder != "auto":
-        return []
-    versions = available_decoders()
-    usable = [
-        f"{name} {versions[name]}" for name in AUTO_ORDER if not versions[name].startswith("cannot be used")
-    ]
-    return [
-        f"files are read by the first of {', '.join(usable)} whose frames come back at the times that the file "
-        "says; which one read which file is not recorded"
-    ]
-
-
-def _title(benchmark: Benchmark, folder: Path) -> str:
-    return "a rendered world" if (folder / "world.json").exists() else benchmark.title

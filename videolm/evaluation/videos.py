@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from videolm.search.extraction import NothingReadError
 from videolm.search.sources import find_videos
 
 
@@ -28,6 +29,23 @@ def locate_videos(folder: str | Path, ids: Sequence[str]) -> dict[str, Path]:
         if names:
             found[video_id] = source.root / names[0]
     return found
+
+
+def find_files(folder: Path, ids: Sequence[str], *, allow_missing: bool) -> dict[str, Path]:
+    """The files that are there, by video id; FileNotFoundError for missing ones that are not allowed to be.
+
+    Raises NothingReadError where none is there.
+    """
+    paths = locate_videos(folder, ids)
+    missing = [video_id for video_id in ids if video_id not in paths]
+    if not paths:
+        raise NothingReadError(f"none of the {len(ids)} videos is in {folder}: {named(missing)}")
+    if missing and not allow_missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(ids)} videos are not in {folder}: {named(missing)}; allow_missing=True "
+            "(--allow-missing) leaves them out and says so"
+        )
+    return paths
 
 
 def named(ids: Sequence[str], *, most: int = 5) -> str:
