@@ -51,7 +51,7 @@ def main(
     num_parameters = sum(tensor.numel() for tensor in weights.state.values())
     print(f"{weights.file}: {weights.layout}, {num_parameters:,} parameters")
     print(f"left out: {', '.join(weights.left_out) or 'nothing'}")
-    if model.tokenizer is None:
+    if model.shape.has_text and model.tokenizer is None:
         print(f"no tokenizer beside the weights: lay one into {target} to encode texts")
     print(f"written: {target}")
 

@@ -272,7 +272,7 @@ def test_models_lists_what_ships(model_folder: Path, monkeypatch: pytest.MonkeyP
     assert listed[1]["weights_sha256"] is None
     lines = run("models").stdout.splitlines()
     assert lines[1].startswith("tiny\tvideolm\t0 M\tApache-2.0\tthis package\t")
-    assert lines[2].endswith("\tnot checked here\tnot measured here")
+    assert lines[2].endswith("\tnot checked here\tnone\tnot measured here")
 
 
 def test_doctor_says_versions_decoders_and_kernels() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.tiny import WORDS, tiny_model, write_clip
 from videolm.datasets.msrvtt import read_queries, video_path
-from videolm.datasets.protocol import Protocol
+from videolm.datasets.protocol import RetrievalProtocol
 from videolm.datasets.synthetic import read_twins, render_world
 from videolm.evaluation import evaluate, locate_videos, retrieval_scores
 from videolm.evaluation.plots import rank_shares
@@ -142,7 +142,9 @@ def msrvtt(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clean_report(msrvtt):
-    return evaluate(tiny_model(), msrvtt, protocol=Protocol(dsl=True, qb_norm=True), show_progress_bar=False)
+    return evaluate(
+        tiny_model(), msrvtt, protocol=RetrievalProtocol(dsl=True, qb_norm=True), show_progress_bar=False
+    )
 
 
 def result(report, start):
@@ -227,13 +229,15 @@ def test_a_model_without_a_tokenizer_is_an_error_before_any_video_is_encoded(msr
 
 def test_a_model_in_another_dtype_than_the_protocol_s_is_an_error_that_says_how_to_load_it(msrvtt):
     with pytest.raises(ValueError, match=r"'bfloat16'.*torch\.float32: load it with dtype=torch\.bfloat16"):
-        evaluate(tiny_model(), msrvtt, protocol=Protocol(dtype="bfloat16"), show_progress_bar=False)
-    report = evaluate(tiny_model(), msrvtt, protocol=Protocol(dtype="float32"), show_progress_bar=False)
+        evaluate(tiny_model(), msrvtt, protocol=RetrievalProtocol(dtype="bfloat16"), show_progress_bar=False)
+    report = evaluate(
+        tiny_model(), msrvtt, protocol=RetrievalProtocol(dtype="float32"), show_progress_bar=False
+    )
     assert report.protocol["dtype"] == "torch.float32"
 
 
 def test_the_protocol_s_sampler_decides_the_frames_and_is_reported(msrvtt, clean_report):
-    protocol = Protocol(sampler="linspace_endpoints")
+    protocol = RetrievalProtocol(sampler="linspace_endpoints")
     report = evaluate(tiny_model(), msrvtt, protocol=protocol, show_progress_bar=False)
     assert report.sampler["kind"] == "linspace_endpoints"
     assert report.sampler["num_frames"] == clean_report.sampler["num_frames"] == 3
@@ -253,7 +257,9 @@ def test_the_report_says_what_brackets_transductive_and_the_decoder_mean(clean_r
     assert text.count("Transductive: ") == 1
     versions = clean_report.environment["decoders"]
     assert f"files are read by the first of pyav {versions['pyav']}" in text
-    by_name = evaluate(tiny_model(), msrvtt, protocol=Protocol(decoder="pyav"), show_progress_bar=False)
+    by_name = evaluate(
+        tiny_model(), msrvtt, protocol=RetrievalProtocol(decoder="pyav"), show_progress_bar=False
+    )
     assert "files are read by" not in by_name.markdown()
 
 
@@ -303,7 +309,7 @@ def test_every_caption_of_the_full_split_is_a_query(msrvtt, tmp_path):
         evaluate(
             tiny_model(),
             msrvtt,
-            protocol=Protocol(split="full-test", v2t=v2t, num_frames=2),
+            protocol=RetrievalProtocol(split="full-test", v2t=v2t, num_frames=2),
             show_progress_bar=False,
         )
         for v2t in ("group_max", "best_caption")
@@ -345,7 +351,7 @@ def test_allowed_missing_videos_leave_with_their_queries_and_the_report_says_so(
         (tmp_path / "clip.mp4").rename(tmp_path / name)
     (tmp_path / "video6.webm").write_bytes(b"no video")
     report = evaluate(tiny_model(), msrvtt, videos=tmp_path, allow_missing=True, show_progress_bar=False)
-    assert (report.num_listed, report.num_ranked, report.t2v.num_queries) == (8, 3, 3)
+    assert (report.num_listed, report.num_read, report.t2v.num_queries) == (8, 3, 3)
     assert report.missing == ["video0", "video2", "video3", "video7"]
     assert [failure.path for failure in report.failures] == [str(tmp_path / "video6.webm")]
     text = report.markdown()
@@ -358,7 +364,7 @@ def test_a_limit_takes_the_first_videos_of_the_list(msrvtt):
     report = evaluate(tiny_model(), msrvtt, limit=3, show_progress_bar=False)
     assert report.queries.video_ids == ["video0", "video1", "video2"]
     assert report.protocol["limit"] == 3
-    assert (report.num_listed, report.num_ranked, report.missing) == (8, 3, [])
+    assert (report.num_listed, report.num_read, report.missing) == (8, 3, [])
     headline, *_ = text = report.markdown().splitlines()
     assert headline.endswith(", the first 3 of 8 videos, 3 queries")
     assert any("**Only 3 of 8 videos were ranked.**" in line for line in text)
@@ -399,7 +405,7 @@ def test_a_report_with_a_plot_shows_it_and_one_without_matplotlib_says_so(
     clean_report.save(tmp_path / "with")
     assert (tmp_path / "with" / "ranks.png").read_bytes().startswith(b"\x89PNG")
     assert "(ranks.png)" in (tmp_path / "with" / "report.md").read_text()
-    monkeypatch.setattr("videolm.evaluation.report.can_plot", lambda: False)
+    monkeypatch.setattr("videolm.evaluation.retrieval_report.can_plot", lambda: False)
     clean_report.save(tmp_path / "without")
     assert sorted(path.name for path in (tmp_path / "without").iterdir()) == [
         "per_query.parquet",
@@ -443,11 +449,11 @@ def test_shares_of_ranks_are_counted_by_hand():
 )
 def test_a_benchmark_or_split_that_is_not_known_names_the_known_ones(msrvtt, change, message):
     with pytest.raises(ValueError, match=message):
-        evaluate(tiny_model(), msrvtt, protocol=Protocol(**change), show_progress_bar=False)
+        evaluate(tiny_model(), msrvtt, protocol=RetrievalProtocol(**change), show_progress_bar=False)
 
 
 @pytest.mark.parametrize("change", [{"num_frames": 0}, {"dsl_scale": 0.0}, {"qb_norm_bank": -1}])
 def test_a_protocol_out_of_range_names_the_value(change):
     ((name, value),) = change.items()
     with pytest.raises(ValueError, match=rf"{name} \({value}\)"):
-        Protocol(**change)
+        RetrievalProtocol(**change)

@@ -22,6 +22,7 @@ def parameters(function: object) -> list[str]:
     return [name for name in names if name != "self"]
 
 
+_DECODING = "workers decoder timeout"
 _READING = "workers decoder timeout frame_cache"
 _RUNNING = "retry_failed overwrite max_failures show_progress_bar"
 
@@ -44,10 +45,34 @@ _RUNNING = "retry_failed overwrite max_failures show_progress_bar"
             videolm.VideoLM.extract,
             f"source out * num_frames sampler batch_size {_READING} shard {_RUNNING} finish",
         ),
+        (
+            videolm.VideoLM.caption,
+            "videos * prompt num_beams max_new_tokens num_frames sampler window segments budget batch_size "
+            f"{_DECODING} on_error on_caption",
+        ),
+        (
+            videolm.VideoLM.caption_stream,
+            f"video * prompt max_new_tokens num_frames sampler budget {_DECODING}",
+        ),
+        (
+            videolm.VideoLM.answer,
+            "videos questions * candidates template num_beams max_new_tokens num_frames sampler budget batch_size "
+            f"{_DECODING} on_error",
+        ),
+        (
+            videolm.VideoLM.answer_stream,
+            f"video question * max_new_tokens num_frames sampler budget {_DECODING}",
+        ),
+        (videolm.VideoLM.add_head, "name speaker"),
+        (videolm.Caption, "text start end source num_tokens reduce"),
+        (
+            videolm.Answer,
+            "text question source method num_tokens candidates scores probabilities reduce",
+        ),
         (videolm.VideoLM.save, "folder * dtype"),
         (videolm.Index.search, "text * vector k"),
         (videolm.Hit, "id path score start end"),
-        (videolm.Failure, "path stage error backend"),
+        (videolm.Failure, "path stage error backend start end"),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
 )
@@ -57,6 +82,8 @@ def test_public_signatures_are_as_documented(function: object, expected: str) ->
 
 def test_the_package_gives_these_names_and_no_others() -> None:
     assert sorted(videolm.__all__) == [
+        "Answer",
+        "Caption",
         "Clip",
         "Embeddings",
         "Failure",

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 import videolm
 from tests.tiny import TINY, tiny_model, write_clip, write_folder, write_random_clip
 from videolm import cli
-from videolm.datasets.protocol import Protocol
+from videolm.datasets.protocol import RetrievalProtocol
 from videolm.encoders.blocks import MLP
 from videolm.encoders.presets import build_video_clip
 from videolm.evaluation import evaluate
@@ -302,4 +302,4 @@ def test_a_protocol_names_the_plan_of_the_model(folder: Path, tmp_path: Path) ->
     with pytest.raises(
         ValueError, match=r"reduce \('none'\) of the protocol is not that of tiny, which has 'tome:r=1'"
     ):
-        evaluate(model, tmp_path, protocol=Protocol(reduce="none"))
+        evaluate(model, tmp_path, protocol=RetrievalProtocol(reduce="none"))

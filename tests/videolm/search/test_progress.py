@@ -20,9 +20,7 @@ def test_off_a_terminal_a_line_comes_now_and_then(
             now += 0.5
             progress.advance(failed=number % 10 == 0)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "60 of 2,000 videos, 6 failed, 2.0 videos/s, 0:16:10 left, 0 % of the time waiting for frames"
-    ]
+    assert lines == ["60 of 2,000 videos, 6 failed, 2.0 videos/s, 0:16:10 left"]
     assert progress.line().startswith("100 of 2,000 videos, 10 failed, 2.0 videos/s, 0:15:50 left")
 
 
@@ -38,10 +36,17 @@ def test_nothing_is_shown_when_it_is_not_wanted(
 
 def test_the_bar_says_failures_and_the_share_of_waiting(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(2, show=True) as progress:
-        progress.advance(failed=True)
-        progress.advance(failed=False)
+        for failed in progress.timed([True, False]):
+            progress.advance(failed=failed)
     shown = capsys.readouterr().err
-    assert re.search(r"2/2 .*video/s, failed=1, waiting=0%", shown)
+    assert re.search(r"2/2 .*video/s, failed=1, waiting=\d+%", shown)
+    assert progress.line().endswith("% of the time waiting for frames")
+
+
+def test_waiting_that_was_not_timed_is_not_spoken_of(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(1, show=True) as progress:
+        progress.advance(failed=False)
+    assert "waiting" not in capsys.readouterr().err + progress.line()
 
 
 def test_only_the_time_until_an_item_comes_counts_as_waiting() -> None:
