@@ -34,14 +34,6 @@ class Speaker:
     shape: SpeakerShape
     recipe: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
-    # A head that lets its prefix see itself hangs a hook into its model while it reads: one text at a time.
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
 
     @property
     def reads_question(self) -> bool:
@@ -76,7 +68,7 @@ class Speaker:
         beams = self.shape.num_beams if num_beams is None else num_beams
         # transformers warns of a length penalty where nothing is ranked
         penalty = {"length_penalty": self.shape.length_penalty} if beams > 1 else {}
-        with self._lock, torch.inference_mode():
+        with torch.inference_mode():
             ids = self._generate(
                 video, prompts, words, max_new_tokens=max_new_tokens, num_beams=beams, **penalty
             )
@@ -99,7 +91,7 @@ class Speaker:
 
         def generate() -> None:
             try:
-                with self._lock, torch.inference_mode():
+                with torch.inference_mode():
                     self._generate(
                         video,
                         [prompt],
@@ -140,7 +132,7 @@ class Speaker:
         )
         for row, written in zip(candidates, ids.view(len(rows), most, -1).tolist(), strict=True):
             self._check_different(row, written[: len(row)])
-        with self._lock, torch.inference_mode():
+        with torch.inference_mode():
             prefix, prompt_ids, prompt_mask = self._read(video, prompts, words, num_new=ids.shape[1])
             device = prompt_ids.device
             scores = self.head.log_likelihood(
