@@ -270,7 +270,7 @@ def test_the_vocabulary_covers_captions_questions_and_answers():
 
 @pytest.mark.xfail(
     strict=True,
-    reason="the model that ships learned an earlier wording of the world, without five of these words",
+    reason="the model that ships learned an earlier wording of the world, without four of these words",
 )
 def test_queries_fit_the_context_of_the_model_that_ships(plan):
     model = videolm.load()
