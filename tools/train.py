@@ -35,6 +35,7 @@ from videolm.recipes import Recipe, SpeakerRecipe, WorldData, read_recipe
 from videolm.text.prompts import PromptTokenizer
 from videolm.text.tokenizer import Tokenizer, build_word_tokenizer
 from videolm.training.data import TrainingSet, read_training_set
+from videolm.training.naming import NamedAnswer, Naming, train_naming
 from videolm.training.retrieval import train
 from videolm.training.speaking import Lesson, train_speaker
 from videolm.types import Clip
@@ -87,6 +88,7 @@ def dual_encoder(recipe: Recipe, folder: Path, tensorboard: bool) -> Any:
     torch.manual_seed(recipe.training.seed)
     model = build_video_clip(recipe.model).to("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{recipe.name}: {count_parameters(model):,} parameters, {len(training.ids):,} videos")
+    learn_names(model, recipe.naming, recipe.data, training, recipe.preprocessing, folder)
     with stopping(folder) as should_stop:
         train(
             model,
@@ -125,6 +127,8 @@ def speaker(recipe: SpeakerRecipe, folder: Path, tensorboard: bool) -> Any:
     lessons = write_lessons(recipe, made, training, "train")
     refuse_unknown_words(made, lessons)
     print(f"{recipe.name}: {count_parameters(head):,} parameters, {len(lessons):,} texts")
+    if recipe.towers is not None:
+        learn_names(model.model, recipe.towers.naming, data, training, model.preprocess, folder)
     with stopping(folder) as should_stop:
         train_speaker(
             head,
@@ -157,6 +161,36 @@ def speaker(recipe: SpeakerRecipe, folder: Path, tensorboard: bool) -> Any:
     made = replace(made, scores=report.scores())
     speaking(model, made, recipe, scores=scores).save(folder / "model", dtype=torch.float16)
     return report
+
+
+def learn_names(
+    model: VideoCLIP,
+    stages: Sequence[Naming],
+    data: WorldData,
+    training: TrainingSet,
+    preprocess: Preprocess,
+    folder: Path,
+) -> None:
+    """The image tower learns the answers to the questions about the videos, one stage after the other."""
+    if not stages:
+        return
+    row = {video_id: i for i, video_id in enumerate(training.ids)}
+    answers = [
+        NamedAnswer(row[q.video_id], q.type, q.answer)
+        for q in read_questions(data.folder, "train")
+        if q.video_id in row
+    ]
+    for number, stage in enumerate(stages):
+        with stopping(folder) as should_stop:
+            train_naming(
+                model.vision,
+                answers,
+                training.frames,
+                stage,
+                preprocess=preprocess,
+                out=folder / f"naming{number}",
+                should_stop=should_stop,
+            )
 
 
 def start(recipe: SpeakerRecipe) -> VideoLM:

@@ -26,6 +26,7 @@ from videolm.datasets.protocol import (
 from videolm.encoders.presets import CLIPShape
 from videolm.heads.presets import SpeakerShape
 from videolm.training.batches import Stage
+from videolm.training.naming import Naming
 from videolm.training.retrieval import Schedule
 from videolm.training.speaking import SpeakerSchedule
 from videolm.video.samplers import Sampler
@@ -55,10 +56,13 @@ class Recipe:
     sampler: Sampler
     training: Schedule
     preprocessing: Preprocess = field(default_factory=Preprocess)
+    naming: list[Naming] = field(default_factory=list)
+    """What the image tower learns before, one after the other."""
     licence: str = "Apache-2.0"
 
     def __post_init__(self) -> None:
         _check_name(self.name)
+        _check_naming(self.naming, self.model, self.data)
         if self.model.image_size != self.preprocessing.image_size:
             raise ValueError(
                 f"model.image_size ({self.model.image_size}) must be that of preprocessing "
@@ -74,6 +78,8 @@ class Towers:
     model: CLIPShape
     sampler: Sampler
     preprocessing: Preprocess = field(default_factory=Preprocess)
+    naming: list[Naming] = field(default_factory=list)
+    """What the image tower learns before, one after the other."""
     licence: str = "Apache-2.0"
 
 
@@ -103,6 +109,8 @@ class SpeakerRecipe:
             raise ValueError(
                 "give model, whose towers are taken, or towers, which begin from scratch, and not both"
             )
+        if self.towers is not None:
+            _check_naming(self.towers.naming, self.towers.model, self.data)
         if self.towers is not None and not (self.training.trains_towers and self.training.contrastive_weight):
             raise ValueError(
                 "towers that begin from scratch need training.trains_towers, and a training.contrastive_weight "
@@ -155,8 +163,16 @@ def _check_frames(stages: Sequence[Stage], data: WorldData) -> None:
     longest = max(stage.value for stage in stages)
     if longest > data.cached_frames:
         raise ValueError(
-            f"data.cached_frames ({data.cached_frames}) must be at least the {longest} of training.num_frames"
+            f"data.cached_frames ({data.cached_frames}) must be at least the {longest} of num_frames"
         )
+
+
+def _check_naming(naming: Sequence[Naming], model: CLIPShape, data: WorldData) -> None:
+    if model.stem == "linear" and any(stage.part == "stem" for stage in naming):
+        raise ValueError(
+            "naming of part 'stem' needs one; set stem to 'conv' or 'conv_time', or part to 'tower'"
+        )
+    _check_frames([Stage(0.0, stage.num_frames) for stage in naming] or [Stage(0.0, 1)], data)
 
 
 def _check_name(name: str) -> None:

@@ -1,6 +1,7 @@
 """The training tool from recipe to model folder, small: it renders, decodes, trains, measures, saves and goes on."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -155,7 +156,11 @@ def test_towers_and_captions_learn_together_from_scratch(tool, towers, tmp_path)
         if line.startswith("model.") and "text_width" not in line
     ]
     head = [line for line in speaker_overrides(towers) if not line.startswith(("model=", "towers="))]
-    tool.main(config, out=tmp_path / "run", override=[*head, *small, "towers.model.text_width=16"])
+    naming = "[{kinds: [color], num_frames: 2, num_steps: 2, batch_size: 4, lr: 0.01}]"
+    more = ["towers.model.text_width=16", f"towers.naming={naming}"]
+    tool.main(config, out=tmp_path / "run", override=[*head, *small, *more])
+    log = (tmp_path / "run" / "naming0" / "log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["step"] == 2
     model = videolm.load(tmp_path / "run" / "model")
     assert model.trained
     assert (model.info.name, list(model.heads)) == ("mini", ["captioning"])

@@ -801,7 +801,8 @@ def test_the_model_that_ships_is_small_hears_time_and_follows_its_config() -> No
     recipe = read_recipe(ROOT / "configs" / "retrieval" / "synthetic_mini.yaml")
     assert (mini.shape, mini.sampler, mini.preprocess) == (recipe.model, recipe.sampler, recipe.preprocessing)
     # What could not be chosen yet when it was trained has the default of today.
-    told = mini.info.recipe | {
+    told = {"naming": []} | mini.info.recipe
+    told |= {
         "model": asdict(CLIPShape(**mini.info.recipe["model"])),
         "preprocessing": asdict(Preprocess(**mini.info.recipe["preprocessing"])),
     }

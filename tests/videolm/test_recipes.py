@@ -47,7 +47,7 @@ def test_the_config_of_a_speaker_builds_on_its_towers(path):
         ("head.connector.kind=rope", "rope"),
         ("head.tune=some", "some"),
         ("head.question_template=what", r"must hold \{question\}"),
-        ("data.cached_frames=4", r"at least the 8 of training\.num_frames"),
+        ("data.cached_frames=4", r"at least the 8 of num_frames"),
         ("training.lessons_per_video=0", "lessons_per_video"),
         ("training.twin_share=2", "twin_share"),
         ("training.trains_towers=false", "0 unless trains_towers"),

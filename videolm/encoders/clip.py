@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from videolm.encoders.blocks import MLP, Activation, Block, Grid, init_blocks, init_layers
+from videolm.encoders.stem import ConvStem
 from videolm_kernels.frame_attention.eager import attend
 
 
@@ -67,6 +68,7 @@ class ImageTower(nn.Module):
     first norm, as in BLIP-2's ViT-g, and with `joint_dim=None` the class token itself is the embedding. With
     "attention" it is SigLIP's, where the patches have a bias, no class token and no first norm, and the pooled
     vector is the embedding (`joint_dim` is `width`).
+    `stem` takes the place of the linear layer that makes a vector of each patch.
     `pre`, `mid` and `tap` map a block's index to the hook that it gets; `embed` is one, from Grid to Grid, before
     the first norm and block. Without any, no frame sees another.
     """
@@ -85,17 +87,20 @@ class ImageTower(nn.Module):
         layer_norm_eps: float = 1e-5,
         pooling: Literal["class_token", "attention"] = "class_token",
         first_norm: bool = True,
+        stem: ConvStem | None = None,
         embed: nn.Module | None = None,
         pre: Mapping[int, nn.Module] | None = None,
         mid: Mapping[int, nn.Module] | None = None,
         tap: Mapping[int, nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        self.image_size = image_size
+        self.image_size, self.patch_size = image_size, patch_size
         has_class_token = pooling == "class_token"
         first_norm = first_norm and has_class_token
         num_tokens = (image_size // patch_size) ** 2 + has_class_token
-        self.patch = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=not first_norm)
+        self.patch: nn.Conv2d | ConvStem = stem or nn.Conv2d(
+            3, width, kernel_size=patch_size, stride=patch_size, bias=not first_norm
+        )
         self.class_token = nn.Parameter(torch.empty(width)) if has_class_token else None
         self.position = nn.Parameter(torch.empty(num_tokens, width))
         self.embed = embed
@@ -146,8 +151,13 @@ class ImageTower(nn.Module):
             raise ValueError(f"frames must be {expected} for this tower, got {tuple(frames.shape)}")
         if not frames.is_floating_point():
             raise TypeError(f"frames must be preprocessed to floating point numbers, got {frames.dtype}")
-        patches = self.patch(frames.flatten(0, 1).to(self.patch.weight.dtype))
-        patches = patches.flatten(2).transpose(1, 2).unflatten(0, frames.shape[:2])
+        frames = frames.to(self.patch.weight.dtype)
+        patches: Tensor
+        if isinstance(self.patch, ConvStem):
+            patches = self.patch(frames, lengths=lengths)
+        else:
+            patches = self.patch(frames.flatten(0, 1)).flatten(2).transpose(1, 2)
+            patches = patches.view(*frames.shape[:2], *patches.shape[1:])
         if self.class_token is not None:
             class_token = self.class_token.to(patches.dtype).expand(*frames.shape[:2], 1, -1)
             patches = torch.cat([class_token, patches], dim=2)

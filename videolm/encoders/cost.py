@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from math import prod
 
-from videolm.encoders.presets import CLIPShape
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from videolm.encoders.presets import CLIPShape, build_stem
 from videolm.encoders.reducers import num_kept_patches, num_merged_tokens
 from videolm.encoders.reduction_plans import Step, parse_plan
 from videolm_kernels import max_merged
@@ -28,11 +31,12 @@ def count_macs(shape: CLIPShape, *, num_frames: int) -> int:
 
     Papers print this number as "GFLOPs"; multiplications and additions counted apart are twice as many. Counted
     are products of matrices: patches, blocks, pooling, and what a plan adds to find out which tokens to merge or
-    keep; not the modules of the temporal and aggregator slots, nor a message's own way through the blocks.
+    keep; and the convolutions of a stem. Not counted are the modules of the temporal and aggregator slots, nor a
+    message's own way through the blocks.
     """
     layers = layer_costs(shape, num_frames=num_frames)
-    width, num_patches = shape.vision_width, (shape.image_size // shape.patch_size) ** 2
-    patches = num_frames * num_patches * 3 * shape.patch_size**2 * width
+    width = shape.vision_width
+    patches = num_frames * _patch_macs(shape)
     if shape.family == "siglip":
         frames, tokens = layers[-1].num_frames, layers[-1].num_tokens_after
         pooling = width**2 + frames * (2 * tokens * width**2 + 2 * tokens * width + width**2)
@@ -41,6 +45,17 @@ def count_macs(shape: CLIPShape, *, num_frames: int) -> int:
         joins = [step.join for step in parse_plan(shape.reduce, depth=shape.vision_depth).steps]
         pooling = layers[-1].num_frames * prod(joins) * width * shape.joint_dim if shape.has_text else 0
     return patches + sum(layer.macs for layer in layers) + pooling
+
+
+def _patch_macs(shape: CLIPShape) -> int:
+    """Of one frame's patches."""
+    if shape.stem == "linear":
+        num_patches = (shape.image_size // shape.patch_size) ** 2
+        return num_patches * 3 * shape.patch_size**2 * shape.vision_width
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        stem = build_stem(shape).eval()
+        stem(torch.empty(1, 1, 3, shape.image_size, shape.image_size))
+    return int(counter.get_total_flops()) // 2
 
 
 def layer_costs(shape: CLIPShape, *, num_frames: int) -> list[LayerCost]:

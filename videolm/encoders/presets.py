@@ -9,6 +9,7 @@ from videolm.encoders.aggregators import SequenceLSTM, SequenceTransformer
 from videolm.encoders.clip import ImageTower, TextTower
 from videolm.encoders.reducers import hooks_of
 from videolm.encoders.reduction_plans import ReductionPlan, parse_plan
+from videolm.encoders.stem import ConvStem
 from videolm.encoders.temporal import (
     DividedTemporal,
     DropMessage,
@@ -55,6 +56,9 @@ class CLIPShape:
     joint_dim: int
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    stem: Literal["linear", "conv", "conv_time"] = "linear"
+    """What makes a vector of each patch: CLIP's linear layer or, for training from scratch, convolutions, which with
+    "conv_time" see the neighbouring frames too: see `videolm.encoders.stem`."""
     temporal: Literal["none", "divided", "soft_attentive", "message", "shift", "joint"] = "none"
     """What lets frames see each other in the vision tower: see `videolm.encoders.temporal`."""
     max_frames: int = 8
@@ -123,6 +127,7 @@ class CLIPShape:
                     f"temporal_layers ({self.temporal_layers}) must be in [0, {self.vision_depth}), "
                     f"the vision tower's blocks"
                 )
+        self._check_stem()
         self._check_temporal()
         if not isinstance(self.reduce, str):
             raise ValueError(f"reduce ({self.reduce!r}) must be a text like 'tome:r=8', or 'none'")
@@ -139,6 +144,25 @@ class CLIPShape:
             raise ValueError(
                 f"has_text is false: the class token is the embedding, so family ({self.family!r}) must have one, and "
                 f"joint_dim ({self.joint_dim}) be vision_width ({self.vision_width})"
+            )
+
+    def _check_stem(self) -> None:
+        if self.stem == "linear":
+            return
+        if self.family != "clip":
+            raise ValueError(f"stem ({self.stem!r}) must be 'linear' in a {self.family}, as its weights are")
+        if (
+            self.patch_size & (self.patch_size - 1)
+            or self.patch_size < 2
+            or self.image_size % self.patch_size
+        ):
+            raise ValueError(
+                f"patch_size ({self.patch_size}) must be a power of 2 above 1 that divides image_size "
+                f"({self.image_size}) with stem {self.stem!r}"
+            )
+        if self.stem == "conv_time" and self.temporal == "none":
+            raise ValueError(
+                "stem 'conv_time' lets frames see each other, which temporal 'none' rules out; take stem 'conv'"
             )
 
     def _check_temporal(self) -> None:
@@ -201,6 +225,7 @@ def build_video_clip(shape: CLIPShape) -> VideoCLIP:
         layer_norm_eps=shape.layer_norm_eps,
         pooling="attention" if shape.family == "siglip" else "class_token",
         first_norm=shape.family == "clip",
+        stem=None if shape.stem == "linear" else build_stem(shape),
         **_vision_hooks(shape, plan),
     )
     is_siglip = shape.family == "siglip"
@@ -212,6 +237,13 @@ def build_video_clip(shape: CLIPShape) -> VideoCLIP:
         drop_threshold=plan.drop_repeats,
         pixel_std=(0.5, 0.5, 0.5) if is_siglip else CLIP_STD,
         by_length=shape.temporal == "joint" and plan.changes_tower,
+    )
+
+
+def build_stem(shape: CLIPShape) -> ConvStem:
+    """The convolutions of a shape whose stem is not linear, with random weights."""
+    return ConvStem(
+        width=shape.vision_width, patch_size=shape.patch_size, sees_time=shape.stem == "conv_time"
     )
 
 

@@ -68,6 +68,7 @@ class VideoCLIP(nn.Module):
         return (
             self.aggregator is None
             and self.drop_threshold is None
+            and not getattr(self.vision.patch, "sees_time", False)
             and all(getattr(hook, "sees_frames_alone", False) for hook in (*hooks, self.vision.embed) if hook)
         )
 
@@ -123,7 +124,7 @@ class VideoCLIP(nn.Module):
             return video
         changed = changed_patches(
             frames,
-            patch_size=self.vision.patch.kernel_size[0],
+            patch_size=self.vision.patch_size,
             threshold=self.drop_threshold,
             pixel_std=self.pixel_std,
             keep_one=self.vision.class_token is None,

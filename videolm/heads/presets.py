@@ -17,7 +17,7 @@ from videolm.heads.resampler import Resampler
 _QUERIES = ("num_queries", "depth", "query_width", "num_heads", "mlp_width")
 # What a connector of each kind reads.
 _FIELDS_OF_KIND = {
-    "resampler": (*_QUERIES, "per_frame", "reads_question", "max_frames"),
+    "resampler": (*_QUERIES, "per_frame", "reads_question", "max_frames", "maxima"),
     "git": ("max_frames", "layer_norm_eps"),
     "qformer": (*_QUERIES, "cross_every", "layer_norm_eps"),
     "clipcap_mlp": ("num_queries",),
@@ -46,6 +46,8 @@ class ConnectorShape:
     reads_question: bool = False
     max_frames: int = 0
     """Rows of the time embedding; 0: the tokens do not tell their time."""
+    maxima: bool = False
+    """Of a resampler: one token more for each frame, the maxima over its tokens."""
     cross_every: int = 2
     """Of a qformer: every so many layers one attends to the tokens."""
     merged: int = 0
@@ -230,6 +232,7 @@ def build_connector(shape: ConnectorShape, *, token_width: int, text_width: int,
         per_frame=shape.per_frame,
         question_width=text_width if shape.reads_question else 0,
         max_frames=shape.max_frames,
+        maxima=shape.maxima,
     )
 
 

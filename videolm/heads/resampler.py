@@ -77,7 +77,9 @@ class Resampler(nn.Module):
 
     `per_frame`: the queries once for each frame, which sees its own tokens only. `question_width` (of the words'
     TextTokens) lets a question take part in the queries' attention, as in InstructBLIP (arXiv 2305.06500), so that
-    they gather what it asks for. `max_frames` rows tell the tokens' time.
+    they gather what it asks for. `max_frames` rows tell the tokens' time. `maxima` puts one token for each frame
+    before all others, the maxima over its own: what a small thing shows is found there at once, while queries have to
+    learn where to look.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Resampler(nn.Module):
         per_frame: bool = False,
         question_width: int = 0,
         max_frames: int = 0,
+        maxima: bool = False,
     ) -> None:
         super().__init__()
         if num_queries == 0 and (per_frame or question_width):
@@ -120,6 +123,7 @@ class Resampler(nn.Module):
         self.out: nn.Module = nn.Linear(last_width, out_width)
         if not num_queries and mlp_width:
             self.out = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, out_width))
+        self.best = nn.Linear(width, out_width) if maxima else None
 
     def forward(self, video: VideoTokens, question: TextTokens | None = None) -> Prefix:
         if (question is None) != (self.question is None):
@@ -128,6 +132,18 @@ class Resampler(nn.Module):
                 f"{'with' if self.question is not None else 'without'} question_width"
             )
         tokens = self.norm(video.tokens if self.time is None else self.time(video))
+        gathered = self._gather(video, tokens, question)
+        if self.best is None:
+            return gathered
+        frames = frames_of(video)
+        best = frames.gather(tokens).masked_fill(~frames.mask.unsqueeze(-1), -torch.inf).amax(dim=2)
+        exists = frames.mask.any(dim=2)
+        best = self.best(best.masked_fill(~exists.unsqueeze(-1), 0))
+        return Prefix(torch.cat([best, gathered.embeds], dim=1), torch.cat([exists, gathered.mask], dim=1))
+
+    def _gather(
+        self, video: VideoTokens, tokens: Float[Tensor, "batch tokens width"], question: TextTokens | None
+    ) -> Prefix:
         if self.queries is None:
             return Prefix(self.out(tokens), video.mask)
         groups, sizes, exists = tokens.unsqueeze(1), video.sizes.unsqueeze(1), video.mask.unsqueeze(1)

@@ -27,6 +27,8 @@ KINDS = {
     "mlp": {"num_queries": 0, "mlp_width": 24},
     "queries": {},
     "per_frame": {"per_frame": True},
+    "maxima": {"maxima": True},
+    "maxima_and_all": {"maxima": True, "num_queries": 0},
     "question": {"question_width": TEXT_WIDTH},
     "question_per_frame": {"question_width": TEXT_WIDTH, "per_frame": True},
 }
@@ -51,6 +53,14 @@ def test_a_video_of_a_batch_gets_what_it_gets_alone(settings):
         assert int(real.sum()) == expected.embeds.shape[1]
         torch.testing.assert_close(together.embeds[row, real], expected.embeds[0], atol=1e-5, rtol=1e-5)
         assert together.embeds[row].isfinite().all()
+
+
+def test_maxima_are_those_of_each_frame_and_stand_first():
+    connector, clip = made(maxima=True, num_queries=0, max_frames=0), video(2, frames=3, tokens=4)
+    prefix = connector(clip)
+    frames = connector.norm(clip.tokens).unflatten(1, (3, 4))
+    torch.testing.assert_close(prefix.embeds[:, :3], connector.best(frames.amax(dim=2)))
+    torch.testing.assert_close(prefix.embeds[:, 3:], connector.out(frames.flatten(1, 2)))
 
 
 def test_a_token_of_size_s_counts_as_s_equal_tokens():

@@ -16,9 +16,11 @@ from videolm.files import replace_file, write_json
 def export_folder(folder: str | Path, *, shape: CLIPShape, state: Mapping[str, Tensor]) -> None:
     """Writes config.json and model.safetensors for `CLIPModel.from_pretrained` (`SiglipModel` for a siglip).
 
-    A model with a temporal module, an aggregator or a plan to reduce tokens, or without a text tower, is a
+    A model with a stem, a temporal module, an aggregator or a plan to reduce tokens, or without a text tower, is a
     ValueError: there is no place for them.
     """
+    if shape.stem != "linear":
+        raise ValueError(f"transformers has no place for stem {shape.stem!r}; only 'linear' can be exported")
     if shape.temporal != "none" or shape.aggregator != "mean":
         raise ValueError(
             f"transformers has no place for temporal {shape.temporal!r} with aggregator {shape.aggregator!r}; only "
