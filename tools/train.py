@@ -28,10 +28,11 @@ from videolm.datasets.synthetic import VOCABULARY, attribute_scores, read_scenes
 from videolm.encoders.presets import CLIPShape, build_video_clip
 from videolm.encoders.video_clip import VideoCLIP
 from videolm.evaluation import evaluate, retrieval_scores, twin_accuracy
+from videolm.heads.captioning import PrefixLM
 from videolm.heads.presets import SpeakerShape, build_speaker, with_config
 from videolm.pipeline import VideoLM, load
 from videolm.pipeline.speaking import Speaker
-from videolm.recipes import Recipe, SpeakerRecipe, WorldData, read_recipe
+from videolm.recipes import Recipe, SpeakerRecipe, Task, WorldData, read_recipe
 from videolm.text.prompts import PromptTokenizer
 from videolm.text.tokenizer import Tokenizer, build_word_tokenizer
 from videolm.training.data import TrainingSet, read_training_set
@@ -122,11 +123,16 @@ def speaker(recipe: SpeakerRecipe, folder: Path, tensorboard: bool) -> Any:
     head = build_speaker(
         recipe.head, token_width=model.shape.vision_width, text_width=model.shape.joint_dim
     ).to(model.device)
+    if recipe.head_from is not None:
+        go_on_from(head, model, recipe.head_from)
     words, shape = prompt_tokenizer(model, recipe.head), with_config(recipe.head)
     made = Speaker(head, words, shape, recipe=asdict(recipe))
-    lessons = write_lessons(recipe, made, training, "train")
-    refuse_unknown_words(made, lessons)
-    print(f"{recipe.name}: {count_parameters(head):,} parameters, {len(lessons):,} texts")
+    lessons = write_lessons(recipe.task, recipe, made, training, "train")
+    questions: list[Lesson] = []
+    if recipe.training.questions_per_video:
+        questions = write_lessons("videoqa", recipe, made, training, "train")
+    refuse_unknown_words(made, [*lessons, *questions])
+    print(f"{recipe.name}: {count_parameters(head):,} parameters, {len(lessons) + len(questions):,} texts")
     if recipe.towers is not None:
         learn_names(model.model, recipe.towers.naming, data, training, model.preprocess, folder)
     with stopping(folder) as should_stop:
@@ -141,6 +147,7 @@ def speaker(recipe: SpeakerRecipe, folder: Path, tensorboard: bool) -> Any:
             twins={row: video.twin for row, video in enumerate(training.videos) if video.twin is not None},
             preprocess=model.preprocess,
             out=folder,
+            questions=questions,
             validate=listener(model, made, recipe) if is_world(data) else None,
             tensorboard=tensorboard,
             should_stop=should_stop,
@@ -176,7 +183,7 @@ def learn_names(
         return
     row = {video_id: i for i, video_id in enumerate(training.ids)}
     answers = [
-        NamedAnswer(row[q.video_id], q.type, q.answer)
+        NamedAnswer(row[q.video_id], q.type, q.answer, q.question)
         for q in read_questions(data.folder, "train")
         if q.video_id in row
     ]
@@ -191,6 +198,18 @@ def learn_names(
                 out=folder / f"naming{number}",
                 should_stop=should_stop,
             )
+
+
+def go_on_from(head: PrefixLM, model: VideoLM, task: str) -> None:
+    """Give a new head the weights of one that the model has."""
+    if task not in model.heads:
+        raise typer.BadParameter(
+            f"head_from ({task!r}) is no head of {model.info.name}: {sorted(model.heads)}"
+        )
+    try:
+        head.load_state_dict(model.heads[task].head.state_dict())
+    except RuntimeError as error:
+        raise typer.BadParameter(f"head_from ({task!r}) has another shape than head: {error}") from error
 
 
 def start(recipe: SpeakerRecipe) -> VideoLM:
@@ -330,11 +349,11 @@ def assemble(
 
 
 def write_lessons(
-    recipe: SpeakerRecipe, made: Speaker, data: TrainingSet, split: Literal["train", "val"]
+    task: Task, recipe: SpeakerRecipe, made: Speaker, data: TrainingSet, split: Literal["train", "val"]
 ) -> list[Lesson]:
     """What a speaker learns of the videos of a split: every caption, or every question with its answer."""
     row = {video_id: i for i, video_id in enumerate(data.ids)}
-    if recipe.task == "captioning":
+    if task == "captioning":
         prompt = recipe.head.caption_prompt
         return [
             Lesson(row[v], prompt, text, question=prompt, difficulty=video.difficulty)
@@ -359,7 +378,7 @@ def listener(model: VideoLM, made: Speaker, recipe: SpeakerRecipe) -> Callable[[
     """What a speaker gets right of the validation videos of a world: claims of captions, or answers by kind."""
     num_frames = recipe.training.num_frames[-1].value
     data = decode(recipe.data, model.preprocess, "val", num_frames=num_frames)
-    lessons = write_lessons(recipe, made, data, "val")
+    lessons = write_lessons(recipe.task, recipe, made, data, "val")
     scenes = read_scenes(recipe.data.folder, "val")
     if recipe.task == "captioning":
         lessons = [next(lesson for lesson in lessons if lesson.row == row) for row in range(len(data.ids))]

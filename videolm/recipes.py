@@ -33,6 +33,7 @@ from videolm.video.samplers import Sampler
 from videolm.video.transforms import Preprocess
 
 Config = TypeVar("Config")
+Task = Literal["captioning", "videoqa"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class SpeakerRecipe:
     """A training run of a speaker on the towers of a model."""
 
     name: str
-    task: Literal["captioning", "videoqa"]
+    task: Task
     data: WorldData
     head: SpeakerShape
     training: SpeakerSchedule
@@ -96,6 +97,8 @@ class SpeakerRecipe:
     """Whose towers: "mini", a folder, or the id of a model on the hub."""
     towers: Towers | None = None
     """Or these, from scratch."""
+    head_from: Task | None = None
+    """The head begins with the weights of this one of the model's."""
     split: Literal["train", "full-train"] = "train"
     """Videos to learn from: "full-train" in MSR-VTT's own folder, where "train", which is for retrieval, holds two
     thirds of "full-test"."""
@@ -116,10 +119,16 @@ class SpeakerRecipe:
                 "towers that begin from scratch need training.trains_towers, and a training.contrastive_weight "
                 "above 0, from which alone the text tower learns"
             )
+        if self.head_from is not None and self.model is None:
+            raise ValueError(f"head_from ({self.head_from}) is a head of model, which is missing")
         if self.training.contrastive_weight and self.task != "captioning":
             raise ValueError(
                 "training.contrastive_weight needs captions, which compare with videos; leave it 0 for "
                 f"task {self.task}"
+            )
+        if self.training.questions_per_video and self.task != "captioning":
+            raise ValueError(
+                f"training.questions_per_video are asked beside captions; leave it 0 for task {self.task}"
             )
 
 

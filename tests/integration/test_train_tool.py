@@ -97,6 +97,7 @@ def speaker_overrides(towers, *more):
     return [
         f"model={model}",
         "towers=null",
+        "head_from=null",
         f"data.folder={world}",
         "data.num_videos=48",
         "data.cached_frames=8",
@@ -141,7 +142,9 @@ def test_a_recipe_becomes_a_head_with_its_scores(tool, towers, tmp_path, capsys,
     assert head.scores
     learned = "training.trains_towers=true" in more
     assert (model.info.weights_sha256 == before.info.weights_sha256) != learned
-    assert (model.info.name, "start" in model.info.recipe) == (("mini", True) if learned else ("mini", False))
+    assert (model.info.name, "start" in model.info.recipe) == (
+        ("mini", True) if learned else ("mini_retrieval", False)
+    )
     # nothing is left to train, and the words are those of the run
     tool.main(config, out=out, override=speaker_overrides(towers, *more))
     state = videolm.load(out / "model").heads[task].head.state_dict()
@@ -176,6 +179,25 @@ def test_a_second_head_keeps_the_first(tool, towers, tmp_path):
     more = [*FROZEN, f"model={tmp_path / 'a' / 'model'}"]
     tool.main(captions, out=tmp_path / "b", override=speaker_overrides(towers, *more))
     assert set(videolm.load(tmp_path / "b" / "model").heads) == {"captioning", "videoqa"}
+
+
+def test_a_head_begins_as_another_of_the_model(tool, towers, tmp_path):
+    answers, captions = (
+        ROOT / "configs" / task / "synthetic_mini.yaml" for task in ("videoqa", "captioning")
+    )
+    tool.main(captions, out=tmp_path / "a", override=speaker_overrides(towers, *FROZEN))
+    more = [f"model={tmp_path / 'a' / 'model'}", "head_from=captioning", "training.lr=1e-12"]
+    tool.main(answers, out=tmp_path / "b", override=speaker_overrides(towers, *more))
+    heads = videolm.load(tmp_path / "b" / "model").heads
+    first, second = (heads[task].head.state_dict() for task in ("captioning", "videoqa"))
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name])
+    headless = speaker_overrides(towers, "head_from=captioning")
+    with pytest.raises(typer.BadParameter, match=r"'captioning'\) is no head of mini_retrieval: \[\]"):
+        tool.main(answers, out=tmp_path / "c", override=headless)
+    wider = speaker_overrides(towers, *more, "head.connector.num_queries=3")
+    with pytest.raises(typer.BadParameter, match=r"(?s)has another shape than head: .*queries"):
+        tool.main(answers, out=tmp_path / "d", override=wider)
 
 
 def test_a_head_does_not_go_on_before_other_towers(tool, towers, tmp_path):

@@ -800,12 +800,13 @@ def test_the_model_that_ships_is_small_hears_time_and_follows_its_config() -> No
     mini = load()
     recipe = read_recipe(ROOT / "configs" / "retrieval" / "synthetic_mini.yaml")
     assert (mini.shape, mini.sampler, mini.preprocess) == (recipe.model, recipe.sampler, recipe.preprocessing)
-    # What could not be chosen yet when it was trained has the default of today.
+    # What could not be chosen yet when it was trained has the default of today; its name is no more this config's.
     told = {"naming": []} | mini.info.recipe
     told |= {
         "model": asdict(CLIPShape(**mini.info.recipe["model"])),
         "preprocessing": asdict(Preprocess(**mini.info.recipe["preprocessing"])),
     }
+    told |= {"name": recipe.name}
     assert told == json.loads(json.dumps(asdict(recipe)))
     assert all(block.pre is not None for block in mini.model.vision.blocks)
     files = (ROOT / "videolm" / "assets" / "mini").iterdir()

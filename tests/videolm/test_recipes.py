@@ -20,7 +20,7 @@ SPEAKERS = [CONFIGS / task / "synthetic_mini.yaml" for task in ("captioning", "v
 def test_the_config_of_a_dual_encoder_builds():
     recipe = read_recipe(MINI)
     assert isinstance(recipe, Recipe)
-    assert recipe.name in MINI.stem
+    assert recipe.name == "mini_retrieval"
     assert recipe.preprocessing.image_size == recipe.model.image_size
     build_video_clip(recipe.model)
 
@@ -54,6 +54,8 @@ def test_the_config_of_a_speaker_builds_on_its_towers(path):
         ("training.contrastive_weight=0", "towers that begin from scratch need"),
         ("task=videoqa", "needs captions"),
         ("model=mini", "and not both"),
+        ("head_from=captioning", "model, which is missing"),
+        ("task=videoqa model=mini towers=null training.contrastive_weight=0", "asked beside captions"),
     ],
 )
 def test_a_wrong_value_of_a_speaker_is_named_with_its_file(override, message):

@@ -91,10 +91,15 @@ class PrefixLM(nn.Module):
     def forward(
         self,
         prefix: Prefix,
-        input_ids: Int[Tensor, "batch words"],
-        mask: Bool[Tensor, "batch words"],
-    ) -> Float[Tensor, "batch words vocab"]:
-        """Logits of the token that follows each word, every word given (teacher forcing); no cache."""
+        input_ids: Int[Tensor, "texts words"],
+        mask: Bool[Tensor, "texts words"],
+    ) -> Float[Tensor, "texts words vocab"]:
+        """Logits of the token that follows each word, every word given (teacher forcing).
+
+        As many texts for every row of the prefix, those of one after another; several share what is read of it.
+        """
+        if len(input_ids) != len(prefix.embeds):
+            return self._several(prefix, input_ids, mask)
         embeds, exists = self._join(prefix, input_ids, mask)
         with self._in_view(prefix):
             out = self.lm(
@@ -108,12 +113,49 @@ class PrefixLM(nn.Module):
         logits: Tensor = out.logits
         return logits
 
+    def _several(
+        self,
+        prefix: Prefix,
+        input_ids: Int[Tensor, "texts words"],
+        mask: Bool[Tensor, "texts words"],
+    ) -> Float[Tensor, "texts words vocab"]:
+        per_video, rest = divmod(len(input_ids), len(prefix.embeds))
+        if rest:
+            raise ValueError(
+                f"{len(input_ids)} texts cannot be of {len(prefix.embeds)} videos, the same number of each"
+            )
+        self._check_vocabulary("input_ids", input_ids)
+        self._check_room(prefix, mask)
+        with self._in_view(prefix):
+            read = self.lm(
+                inputs_embeds=prefix.embeds,
+                attention_mask=prefix.mask,
+                position_ids=positions(prefix.mask),
+                use_cache=True,
+                logits_to_keep=1,
+                **self._told(prefix.mask),
+            )
+            cache = read.past_key_values
+            cache.batch_repeat_interleave(per_video)
+            prefix_mask = prefix.mask.repeat_interleave(per_video, dim=0)
+            exists = torch.cat([prefix_mask, mask], dim=1)
+            out = self.lm(
+                input_ids=input_ids,
+                attention_mask=exists,
+                position_ids=positions(exists)[:, prefix_mask.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+                **self._told(prefix_mask),
+            )
+        logits: Tensor = out.logits
+        return logits
+
     def loss(
         self,
         prefix: Prefix,
-        input_ids: Int[Tensor, "batch words"],
-        mask: Bool[Tensor, "batch words"],
-        targets: Int[Tensor, "batch words"],
+        input_ids: Int[Tensor, "texts words"],
+        mask: Bool[Tensor, "texts words"],
+        targets: Int[Tensor, "texts words"],
         *,
         label_smoothing: float = 0.0,
     ) -> Float[Tensor, ""]:
@@ -249,9 +291,13 @@ class PrefixLM(nn.Module):
     ) -> tuple[Float[Tensor, "batch all width"], Bool[Tensor, "batch all"]]:
         """ValueError where these and `num_more` places have no room in the model, or an id is not in it."""
         self._check_vocabulary("input_ids", input_ids)
-        exists = torch.cat([prefix.mask, mask], dim=1)
+        self._check_room(prefix, mask, num_more=num_more)
+        words = self.lm.get_input_embeddings()(input_ids)
+        return torch.cat([prefix.embeds, words], dim=1), torch.cat([prefix.mask, mask], dim=1)
+
+    def _check_room(self, prefix: Prefix, mask: Bool[Tensor, "texts words"], *, num_more: int = 0) -> None:
         places = max_places(self.lm)
-        if places is not None and exists.shape[1] + num_more > places:
+        if places is not None and prefix.mask.shape[1] + mask.shape[1] + num_more > places:
             # GIT counts its words alone
             num_read = 0 if self._lm_asks_for_prefix else int(prefix.mask.sum(dim=1).max())
             num_words = int(mask.sum(dim=1).max()) + num_more
@@ -261,8 +307,6 @@ class PrefixLM(nn.Module):
                     f"text up to {num_words}; give it fewer tokens of the video (a budget), fewer frames or fewer "
                     "words"
                 )
-        words = self.lm.get_input_embeddings()(input_ids)
-        return torch.cat([prefix.embeds, words], dim=1), exists
 
     def _check_vocabulary(self, name: str, ids: Int[Tensor, "*batch words"]) -> None:
         vocab_size = self.lm.get_input_embeddings().num_embeddings

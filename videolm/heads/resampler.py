@@ -25,10 +25,6 @@ class Prefix:
     mask: Bool[Tensor, "batch prefix"]
     """True = real. The words' positions do not count the others."""
 
-    def repeat(self, times: int) -> "Prefix":
-        """Each row several times, one after the other."""
-        return Prefix(self.embeds.repeat_interleave(times, dim=0), self.mask.repeat_interleave(times, dim=0))
-
 
 class RelativeTime(nn.Module):
     """Adds to each token a learned vector of its place in the clip, from the first frame to the last.

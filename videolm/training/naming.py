@@ -32,6 +32,9 @@ class Naming(Settings):
     num_frames: int = 1
     part: Literal["stem", "tower"] = "tower"
     """What learns: the convolutions alone, or all of the image tower."""
+    bound_to: list[str] = field(default_factory=list)
+    """Types whose answers name things ("circle"). What is asked of a thing by such a word ("what color is the circle")
+    is learned of each word for itself as well, so that a token holds together what is true of one thing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +53,7 @@ class NamedAnswer:
     row: int
     kind: str
     answer: str
+    question: str = ""
 
 
 class AnswerNames(nn.Module):
@@ -59,11 +63,12 @@ class AnswerNames(nn.Module):
     differs from what comes last.
     """
 
-    def __init__(self, width: int, answers: Sequence[Sequence[str]]) -> None:
+    def __init__(self, width: int, sizes: Sequence[Sequence[int]]) -> None:
+        """`sizes[i]` are the numbers of answers to the questions that count together as one kind."""
         super().__init__()
-        self.sizes = [len(of_kind) for of_kind in answers]
+        self.sizes = sizes
         self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(2 * width, sum(self.sizes))
+        self.out = nn.Linear(2 * width, sum(map(sum, sizes)))
 
     def forward(self, patches: Float[Tensor, "batch frames patches width"]) -> Float[Tensor, "batch answers"]:
         best, half = patches.amax(dim=2), (patches.shape[1] + 1) // 2
@@ -73,17 +78,21 @@ class AnswerNames(nn.Module):
     def loss(
         self, logits: Float[Tensor, "batch answers"], named: Float[Tensor, "batch answers"]
     ) -> Float[Tensor, ""]:
-        """Sum over the kinds of the mean cross-entropy of the videos of which one is asked.
+        """Sum over the kinds of the mean cross-entropy of their questions, each of the videos of which it is asked.
 
         `named` is 1 for an answer that a question of the video has; several share the target evenly.
         """
-        total = logits.new_zeros(())
-        parts = (torch.split(rows, self.sizes, dim=1) for rows in (logits, named))
-        for given, target in zip(*parts, strict=True):
-            asked = target.any(dim=1)
-            if asked.any():
+        total, first = logits.new_zeros(()), 0
+        for kind in self.sizes:
+            of_kind: list[Tensor] = []
+            for size in kind:
+                given, target = (rows[:, first : first + size] for rows in (logits, named))
+                asked, first = target.any(dim=1), first + size
                 target = F.normalize(target[asked], p=1, dim=1)
-                total = total + F.cross_entropy(given[asked].float(), target)
+                of_kind.append(F.cross_entropy(given[asked].float(), target, reduction="none"))
+            losses = torch.cat(of_kind)
+            if len(losses):
+                total = total + losses.mean()
         return total
 
 
@@ -102,25 +111,27 @@ def train_naming(
 
     The rest is as in `train_steps`. ValueError where a kind has no answer, or the tower no stem to train.
     """
-    table: dict[str, dict[str, None]] = {kind: {} for kind in schedule.kinds}
+    if missing := {*schedule.kinds, *schedule.bound_to} - {answer.kind for answer in answers}:
+        raise ValueError(f"kinds {sorted(missing)} have no answer in this data")
+    names_of_things = {answer.answer for answer in answers if answer.kind in schedule.bound_to}
+    # by kind and whether of one thing, then by the word for it, "" for any: the rows that have each answer
+    table: dict[tuple[str, bool], dict[str, dict[str, list[int]]]] = {}
     for answer in answers:
-        if answer.kind in table:
-            table[answer.kind][answer.answer] = None
-    if missing := [kind for kind, found in table.items() if not found]:
-        raise ValueError(f"kinds {missing} have no answer in this data")
-    columns = {
-        pair: i
-        for i, pair in enumerate((kind, text) for kind, found in table.items() for text in sorted(found))
-    }
-    named = torch.zeros(len(frames), len(columns))
-    for answer in answers:
-        if answer.kind in table:
-            named[answer.row, columns[answer.kind, answer.answer]] = 1
+        if answer.kind in schedule.kinds:
+            for word in ("", *(names_of_things.intersection(answer.question.split()))):
+                asked = table.setdefault((answer.kind, bool(word)), {}).setdefault(word, {})
+                asked.setdefault(answer.answer, []).append(answer.row)
+    blocks = [[asked[word] for word in sorted(asked)] for _, asked in sorted(table.items())]
+    sizes = [[len(block) for block in kind] for kind in blocks]
+    named = torch.zeros(len(frames), sum(map(sum, sizes)))
+    columns = (rows for kind in blocks for block in kind for _, rows in sorted(block.items()))
+    for column, rows in enumerate(columns):
+        named[rows, column] = 1
     stem, device = tower.patch, tower.position.device
     if schedule.part == "stem" and not isinstance(stem, ConvStem):
         raise ValueError("part is 'stem', but this tower has none; take 'tower'")
     learns = stem if schedule.part == "stem" else tower
-    names = AnswerNames(tower.position.shape[1], [list(found) for found in table.values()]).to(device)
+    names = AnswerNames(tower.position.shape[1], sizes).to(device)
     rows_asked = named.any(dim=1).nonzero()[:, 0]
 
     def loss_at(step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:

@@ -20,7 +20,7 @@ from videolm.training.batches import Stage, check_stages, level_at
 from videolm.training.frames import draw_pictures
 from videolm.training.loop import Settings, step_seed, train_steps
 from videolm.training.losses import clamp_logit_scale_, info_nce
-from videolm.types import VideoTokens
+from videolm.types import TextTokens, VideoTokens
 
 Item = TypeVar("Item")
 
@@ -50,6 +50,9 @@ class SpeakerSchedule(Settings):
     label_smoothing: float = 0.0
     lessons_per_video: int = 1
     """Texts of each video in a batch of `batch_size` videos: the tower runs once for all of them."""
+    questions_per_video: int = 0
+    """Of each video so many questions are answered beside its texts, their loss added: a caption may leave out what
+    it did not see, an answer about one of several things may not."""
     trains_towers: bool = False
     """Whether the towers learn with the speaker; else they stay as they are."""
     contrastive_weight: float = 0.0
@@ -64,6 +67,8 @@ class SpeakerSchedule(Settings):
         check_stages("difficulty", self.difficulty)
         if not 0 <= self.twin_share <= 1:
             raise ValueError(f"twin_share ({self.twin_share}) must be between 0 and 1")
+        if self.questions_per_video < 0:
+            raise ValueError(f"questions_per_video ({self.questions_per_video}) must be at least 0")
         if self.lessons_per_video < 1:
             raise ValueError(f"lessons_per_video ({self.lessons_per_video}) must be at least 1")
         if not 0 <= self.label_smoothing < 1:
@@ -87,12 +92,14 @@ def train_speaker(
     twins: Mapping[int, int],
     preprocess: Callable[[UInt8[Tensor, "n height width 3"]], Float[Tensor, "n 3 height width"]],
     out: str | Path,
+    questions: Sequence[Lesson] = (),
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     tensorboard: bool = False,
     should_stop: Callable[[], bool] | None = None,
 ) -> None:
     """Trains `speaker` in place by teacher forcing; the pictures of `lessons[i]` are `frames[lessons[i].row]`.
 
+    `questions` are what `schedule.questions_per_video` draws from, of every video of a lesson one at least.
     `text_tokenizer` is the text tower's, for questions that the connector reads and for the contrastive loss; it is
     needed for no other. `twins` goes from row to row, both ways. The rest is as in `train_steps`, which sees speaker
     and towers, if these learn, as one.
@@ -110,14 +117,44 @@ def train_speaker(
         stage.value: Drawing([x for x in lessons if x.difficulty <= stage.value], twins)
         for stage in schedule.difficulty
     }
+    asked: dict[int, list[Lesson]] = {}
+    for question in questions:
+        asked.setdefault(question.row, []).append(question)
+    if schedule.questions_per_video and (unasked := {lesson.row for lesson in lessons} - asked.keys()):
+        raise ValueError(f"videos {sorted(unasked)[:5]} have no question, but questions_per_video is above 0")
     model = nn.ModuleDict({"speaker": speaker})
     if schedule.trains_towers:
         model["towers"] = towers
     towers.eval()
 
-    def read(texts: Sequence[str]) -> tuple[Tensor, ...]:
+    def read(texts: Sequence[str]) -> TextTokens:
         assert text_tokenizer is not None
-        return tuple(tensor.to(device) for tensor in text_tokenizer(texts))
+        ids, mask = text_tokenizer(texts)
+        return towers.encode_text(ids.to(device), mask.to(device))
+
+    def look(rows: Tensor, num_frames: int, generator: torch.Generator) -> VideoTokens:
+        pictures, picked = draw_pictures(
+            frames, rows, num_frames=num_frames, shift=schedule.shift, generator=generator
+        )
+        pixels = preprocess(pictures.flatten(0, 1).to(device))
+        with torch.set_grad_enabled(schedule.trains_towers):
+            return towers.encode_video(
+                pixels.view(*pictures.shape[:2], *pixels.shape[1:]),
+                pts_seconds=picked.to(device, torch.float32),
+            )
+
+    def loss_of_texts(video: VideoTokens, texts: Sequence[Lesson]) -> Float[Tensor, ""]:
+        """Of as many texts of every video, those of one after another."""
+        per_video = len(texts) // len(video.tokens)
+        if reads_question:
+            with torch.set_grad_enabled(schedule.trains_towers):
+                question = read([lesson.question for lesson in texts])
+            prefix = speaker.prefix(repeat_videos(video, per_video), question)
+        else:
+            prefix = speaker.prefix(video)
+        pairs = [(lesson.prompt, lesson.target) for lesson in texts]
+        ids, mask, targets = (rows.to(device) for rows in teacher_forcing(prompt_tokenizer, pairs))
+        return speaker.loss(prefix, ids, mask, targets, label_smoothing=schedule.label_smoothing)
 
     def loss_at(step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         generator = torch.Generator().manual_seed(step_seed(schedule.seed, step))
@@ -127,37 +164,23 @@ def train_speaker(
             schedule.batch_size, schedule.lessons_per_video, generator, twin_share=schedule.twin_share
         )
         rows = torch.tensor([group[0].row for group in drawn])
-        batch = [lesson for group in drawn for lesson in group]
-        pictures, picked = draw_pictures(
-            frames, rows, num_frames=num_frames, shift=schedule.shift, generator=generator
-        )
-        pixels = preprocess(pictures.flatten(0, 1).to(device))
-        pixels = pixels.view(*pictures.shape[:2], *pixels.shape[1:])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=schedule.precision == "bfloat16"):
-            with torch.set_grad_enabled(schedule.trains_towers):
-                video = towers.encode_video(pixels, pts_seconds=picked.to(device, torch.float32))
-            if reads_question:
-                with torch.set_grad_enabled(schedule.trains_towers):
-                    question = towers.encode_text(*read([lesson.question for lesson in batch]))
-                prefix = speaker.prefix(repeat_videos(video, schedule.lessons_per_video), question)
-            else:
-                prefix = speaker.prefix(video).repeat(schedule.lessons_per_video)
-            ids, mask, targets = (
-                tensor.to(device)
-                for tensor in teacher_forcing(
-                    prompt_tokenizer, [(lesson.prompt, lesson.target) for lesson in batch]
-                )
-            )
-            loss = speaker.loss(prefix, ids, mask, targets, label_smoothing=schedule.label_smoothing)
-            values = {"num_frames": float(num_frames), "text_loss": float(loss.detach())}
+            video = look(rows, num_frames, generator)
+            parts = {"text_loss": loss_of_texts(video, [lesson for group in drawn for lesson in group])}
+            if num_questions := schedule.questions_per_video:
+                drawn_questions = [
+                    _pick(asked[row], generator) for row in rows.tolist() for _ in range(num_questions)
+                ]
+                parts["answer_loss"] = loss_of_texts(video, drawn_questions)
+            loss = sum(parts.values(), torch.zeros((), device=device))
             if schedule.contrastive_weight:
-                text = towers.encode_text(*read([group[0].target for group in drawn])).embedding
-                contrast = info_nce(
+                text = read([group[0].target for group in drawn]).embedding
+                parts["contrastive_loss"] = info_nce(
                     text, video.embedding, logit_scale=towers.scale, video_ids=rows.to(device)
                 )
-                loss = loss + schedule.contrastive_weight * contrast
-                values["contrastive_loss"] = float(contrast.detach())
-        return loss, values
+                loss = loss + schedule.contrastive_weight * parts["contrastive_loss"]
+        values = {name: float(part.detach()) for name, part in parts.items()}
+        return loss, {"num_frames": float(num_frames)} | values
 
     train_steps(
         model,

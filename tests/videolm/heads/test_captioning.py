@@ -84,7 +84,7 @@ def test_beams_find_the_likeliest_text_of_all(model):
     pairs = torch.cartesian_prod(torch.arange(50), torch.arange(50))
     pairs = pairs[pairs[:, 0] != END]
     second = model(
-        prefix.repeat(50),
+        rows_of(prefix, [0] * 50),
         torch.cat([ids.expand(50, -1), torch.arange(50)[:, None]], dim=1),
         torch.ones(50, 5, dtype=torch.bool),
     )[:, -1].clone()
@@ -181,6 +181,26 @@ def test_the_loss_is_the_cross_entropy_of_the_targets(model):
     assert loss.item() == pytest.approx(smooth.item(), rel=1e-5)
     none = model.loss(prefix, PROMPTS, mask, torch.full_like(PROMPTS, IGNORED), label_smoothing=0.1)
     assert none.item() == 0
+
+
+def test_several_texts_of_a_video_share_what_is_read_of_it(model):
+    clip, ids = video(3, lengths=[4, 3, 4]), PROMPTS[:, None].repeat(1, 2, 1).flatten(0, 1)
+    ids[1::2, -1] = 5
+    mask, targets = ids != PAD, ids.roll(1, dims=1)
+    losses, grads = [], []
+    for shared in (True, False):
+        model.zero_grad()
+        prefix = model.prefix(clip if shared else rows_of(clip, [0, 0, 1, 1, 2, 2]))
+        loss = model.loss(prefix, ids, mask, targets.masked_fill(~mask, IGNORED))
+        loss.backward()
+        losses.append(loss.detach())
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*losses)
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grad, grads[1][name], atol=1e-5, rtol=1e-4, msg=name)
+    with pytest.raises(ValueError, match="5 texts cannot be of 3 videos"):
+        model(model.prefix(clip), ids[:5], mask[:5])
 
 
 def test_a_full_prefix_sees_itself_and_words_see_what_is_before_them():

@@ -1,5 +1,6 @@
 """A stem learns the answers to questions about clips, several answers share, and a stop changes nothing."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -73,13 +74,50 @@ def test_a_stopped_run_ends_where_another_ends(tmp_path: Path) -> None:
 
 
 def test_answers_of_one_video_share_and_who_is_not_asked_does_not_count() -> None:
-    names = AnswerNames(4, [["a", "b"], ["x", "y", "z"]])
+    names = AnswerNames(4, [[2], [3]])
     logits = torch.tensor([[2.0, 0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 9.0, 9.0, 9.0]])
     named = torch.tensor([[1.0, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0]])
     first = torch.log_softmax(logits[:, :2], dim=1)
     of_kind = torch.log_softmax(logits[:, 2:], dim=1)
     expected = (-(first[0, 0] + first[0, 1]) / 2 - first[1, 1]) / 2 - of_kind[0, 1]
     torch.testing.assert_close(names.loss(logits, named), expected)
+
+
+def test_questions_of_one_kind_count_alike_whatever_thing_they_are_about() -> None:
+    # two videos are asked of the first thing, one of the second
+    names = AnswerNames(4, [[2, 2]])
+    logits = torch.tensor([[2.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 3.0]])
+    named = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 1.0]])
+    first, second = (torch.log_softmax(logits[:, part], dim=1) for part in (slice(2), slice(2, 4)))
+    torch.testing.assert_close(names.loss(logits, named), -(first[0, 0] + first[1, 0] + second[1, 1]) / 3)
+
+
+def test_a_bound_stem_tells_which_of_two_things_goes_which_way(tmp_path: Path) -> None:
+    # a bright and a grey square pass each other, either way round: of any video it is true that one goes right
+    frames = torch.zeros(8, 4, 16, 16, 3, dtype=torch.uint8)
+    ways = ("right", "left")
+    answers = []
+    for video in range(8):
+        for thing, (word, value) in enumerate((("bright", 255), ("grey", 90))):
+            is_left = (video + thing) % 2
+            answers.append(NamedAnswer(video, "way", ways[is_left], f"which way does the {word} one go"))
+            answers.append(NamedAnswer(video, "shade", word, "which shade has it"))
+            top = 1 + video // 2 + 7 * thing
+            for frame in range(4):
+                place = 4 * (3 - frame if is_left else frame)
+                frames[video, frame, top : top + 4, place : place + 4] = value
+
+    def last_loss(bound_to: list[str]) -> float:
+        out = tmp_path / f"{len(bound_to)}"
+        schedule = replace(SCHEDULE, bound_to=bound_to, num_steps=80)
+        train_naming(tower(), answers, frames, schedule, preprocess=Preprocess(image_size=16), out=out)
+        log = (out / "log.jsonl").read_text().splitlines()
+        return float(log[-1].split('"loss": ')[1].split(",")[0])
+
+    # unbound, both answers share the target of every video; bound adds a second loss, which it learns to the end
+    unbound, bound = last_loss([]), last_loss(["shade"])
+    assert unbound == pytest.approx(math.log(2), abs=0.05)
+    assert bound == pytest.approx(math.log(2), abs=0.15)
 
 
 def test_a_kind_without_answers_is_named(tmp_path: Path) -> None:

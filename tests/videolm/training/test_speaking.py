@@ -1,5 +1,6 @@
 """A speaker learns to say what it sees, the tower stays as it is, and a stopped run ends where another ends."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -59,7 +60,7 @@ def prompts(words):
     return PromptTokenizer(words.copy_backend(), start_token_id=3, eos_token_id=4, pad_token_id=0)
 
 
-def run(out, *, schedule=SCHEDULE, lessons=LESSONS, shape=SHAPE, stop_after=None):
+def run(out, *, schedule=SCHEDULE, lessons=LESSONS, questions=(), shape=SHAPE, stop_after=None):
     model, words = tower(), tokenizer()
     torch.manual_seed(1)
     speaker = build_speaker(shape, token_width=16, text_width=8)
@@ -76,6 +77,7 @@ def run(out, *, schedule=SCHEDULE, lessons=LESSONS, shape=SHAPE, stop_after=None
         twins={},
         preprocess=Preprocess(image_size=16),
         out=out,
+        questions=questions,
         should_stop=lambda: next(left) == 0,
     )
     same = [torch.equal(a, b) for a, b in zip(model.parameters(), tower().parameters(), strict=True)]
@@ -120,6 +122,18 @@ def test_it_answers_what_it_was_asked(tmp_path, reads_question):
     shape = replace(SHAPE, connector=connector, lm=SHAPE.lm | SURE)
     speaker = run(tmp_path, schedule=replace(SCHEDULE, num_steps=250), lessons=ANSWERS, shape=shape)
     assert said(speaker, ANSWERS[0].prompt) == list(COLOURS)
+
+
+def test_it_answers_beside_what_it_says(tmp_path):
+    shape = replace(SHAPE, lm=SHAPE.lm | SURE)
+    schedule = replace(SCHEDULE, num_steps=250, lessons_per_video=1, questions_per_video=2)
+    speaker = run(tmp_path / "a", schedule=schedule, questions=ANSWERS, shape=shape)
+    assert said(speaker, "") == [lesson.target for lesson in LESSONS]
+    assert said(speaker, ANSWERS[0].prompt) == list(COLOURS)
+    log = (tmp_path / "a" / "log.jsonl").read_text().splitlines()
+    assert {"text_loss", "answer_loss"} <= json.loads(log[-1]).keys()
+    with pytest.raises(ValueError, match=r"videos \[2\] have no question"):
+        run(tmp_path / "b", schedule=schedule, questions=ANSWERS[:2])
 
 
 def test_towers_learn_with_the_speaker_and_still_compare_and_go_on_where_they_were(tmp_path):
@@ -189,6 +203,7 @@ def test_only_targets_and_their_end_are_learned():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"questions_per_video": -1}, r"questions_per_video \(-1\) must be at least 0"),
         ({"lessons_per_video": 0}, r"lessons_per_video \(0\) must be at least 1"),
         ({"label_smoothing": 1.0}, r"label_smoothing \(1.0\) must be in \[0, 1\)"),
         ({"lr": 0.0}, r"lr \(0.0\) must be above 0"),
@@ -198,7 +213,7 @@ def test_only_targets_and_their_end_are_learned():
         ),
         ({"num_frames": [Stage(0.5, 8)]}, "num_frames must have rising starts"),
     ],
-    ids=["lessons", "smoothing", "lr", "contrast", "stages"],
+    ids=["questions", "lessons", "smoothing", "lr", "contrast", "stages"],
 )
 def test_a_schedule_out_of_range_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
