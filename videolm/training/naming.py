@@ -67,7 +67,6 @@ class AnswerNames(nn.Module):
         """`sizes[i]` are the numbers of answers to the questions that count together as one kind."""
         super().__init__()
         self.sizes = sizes
-        self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(2 * width, sum(map(sum, sizes)))
 
     def forward(self, patches: Float[Tensor, "batch frames patches width"]) -> Float[Tensor, "batch answers"]:
