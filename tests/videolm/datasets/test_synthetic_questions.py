@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from videolm.datasets.synthetic import QUESTION_TYPES, plan_world, question_type
-from videolm.datasets.synthetic.questions import write_questions
+from videolm.datasets.synthetic.questions import _NAME, _names, write_questions
 
 TURNED = ("first action", "last action", "direction", "spin", "yes/no spin", "yes/no order")
 """Types whose answer changes when a video is played backwards."""
@@ -40,6 +40,9 @@ def questions(videos):
         ("does the red star spin clockwise", "yes/no spin"),
         ("does the red star move before spinning", "yes/no order"),
         ("does the red star move up before moving left", "yes/no order"),
+        ("what does the ring do first", "first action"),
+        ("does the pink object move up", "yes/no direction"),
+        ("does the ring move", "yes/no action"),
     ],
 )
 def test_the_type_of_a_question(question, name):
@@ -67,7 +70,7 @@ def test_yes_is_as_frequent_as_no_in_every_wording(questions):
     for question in (question for rows in questions.values() for question in rows):
         if question.type.startswith("yes/no"):
             answers[question.type][question.answer] += 1
-            answers[re.sub(r"the \w+ \w+", "it", question.text)][question.answer] += 1
+            answers[re.sub(_NAME, "it", question.text)][question.answer] += 1
     assert set().union(*answers.values()) == {"yes", "no"}
     for wording, count in answers.items():
         # four standard deviations of a fair coin
@@ -81,13 +84,31 @@ def test_what_bounces_is_not_asked_about_up_and_down(videos, questions):
         for index, thing in enumerate(video.scene.things):
             if "bounce" not in video.scene.program(index):
                 continue
-            name = f"the {thing.colour} {thing.shape}"
+            names = _names(video.scene, thing)
             for question in questions[video.id]:
-                if name in question.text and question.type in ("direction", "yes/no direction"):
+                if question.type not in ("direction", "yes/no direction"):
+                    continue
+                if re.search(_NAME, question.text)[0] in names:
                     bouncing += 1
                     assert not re.search(r"move (up|down)$", question.text), question
                     assert not {"up", "down"} & {*question.candidates}, question
     assert bouncing > 20
+
+
+def test_a_thing_is_called_by_whatever_names_it_alone(videos, questions):
+    called = Counter()
+    for video in videos:
+        things = video.scene.things
+        for question in questions[video.id]:
+            if (name := re.search(_NAME, question.text)) is None:
+                continue
+            words = set(name[0].split()) - {"the", "object"}
+            assert sum(words <= {thing.colour, thing.shape} for thing in things) == 1, question
+            if question.type not in ("color", "shape"):
+                called[len(words), "object" in name[0]] += 1
+    # by colour and shape, by shape, by colour
+    assert called.keys() == {(2, False), (1, False), (1, True)}
+    assert min(called.values()) > 0.25 * called.total()
 
 
 def test_the_place_of_the_right_candidate_tells_nothing(questions):

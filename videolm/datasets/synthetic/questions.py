@@ -14,10 +14,10 @@ import numpy as np
 
 from videolm.datasets.synthetic.captions import thing_name
 from videolm.datasets.synthetic.phrases import NUMBERS
-from videolm.datasets.synthetic.scene import COLOURS, DIRECTIONS, INVERSE, SHAPES, Scene
+from videolm.datasets.synthetic.scene import COLOURS, DIRECTIONS, INVERSE, SHAPES, Scene, Thing
 
 NUM_CANDIDATES = 5
-_NAME = r"the \w+ \w+"
+_NAME = rf"the (?:(?:{'|'.join(COLOURS)}) )?(?:{'|'.join(SHAPES)}|object)"
 _TYPES = {
     "count": r"how many shapes are there",
     "color": r"what color is the \w+",
@@ -104,11 +104,12 @@ def question_type(question: str) -> str:
 def write_questions(scene: Scene) -> list[Question]:
     """All questions that the scene can be asked, in a fixed order."""
     rng = np.random.default_rng([scene.seed, 23, int(scene.backwards)])
+    naming = np.random.default_rng([scene.seed, 29])  # twins are asked alike
     rows: list[_Row] = [("how many shapes are there", NUMBERS[len(scene.things) - 1], NUMBERS)]
     for index, thing in enumerate(scene.things):
-        name = f"the {thing_name(thing)}"
+        name = str(naming.choice(_names(scene, thing)))
         program = scene.program(index)
-        rows += _look_rows(scene, index)
+        rows += _look_rows(scene, thing)
         rows += _action_rows(program, name)
         rows += _direction_rows(program, name, rng)
         rows += _order_row(program, name, rng)
@@ -117,13 +118,23 @@ def write_questions(scene: Scene) -> list[Question]:
     return [Question(text, answer, _candidates(answer, pool, rng)) for text, answer, pool in rows]
 
 
-def _look_rows(scene: Scene, index: int) -> list[_Row]:
-    thing = scene.things[index]
-    rows: list[_Row] = []
+def _names(scene: Scene, thing: Thing) -> list[str]:
+    """By colour and shape, and by either where it is of this thing alone."""
+    names = [f"the {thing_name(thing)}"]
     if sum(other.shape == thing.shape for other in scene.things) == 1:
-        rows.append((f"what color is the {thing.shape}", thing.colour, tuple(COLOURS)))
+        names.append(f"the {thing.shape}")
     if sum(other.colour == thing.colour for other in scene.things) == 1:
-        rows.append((f"what shape is the {thing.colour} object", thing.shape, SHAPES))
+        names.append(f"the {thing.colour} object")
+    return names
+
+
+def _look_rows(scene: Scene, thing: Thing) -> list[_Row]:
+    names = _names(scene, thing)
+    rows: list[_Row] = []
+    if (by_shape := f"the {thing.shape}") in names:
+        rows.append((f"what color is {by_shape}", thing.colour, tuple(COLOURS)))
+    if (by_colour := f"the {thing.colour} object") in names:
+        rows.append((f"what shape is {by_colour}", thing.shape, SHAPES))
     return rows
 
 

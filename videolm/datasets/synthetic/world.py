@@ -35,7 +35,7 @@ from videolm.video.writer import write_video
 
 _VERSION = 1
 """Of the pictures: raised when a scene or its picture changes."""
-_LANGUAGE = 2
+_LANGUAGE = 3
 """Of captions and questions: raised when any of them changes. A `world.json` without it is of version 1."""
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _LISTS: dict[Split, str] = {
