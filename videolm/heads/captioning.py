@@ -119,36 +119,15 @@ class PrefixLM(nn.Module):
         input_ids: Int[Tensor, "texts words"],
         mask: Bool[Tensor, "texts words"],
     ) -> Float[Tensor, "texts words vocab"]:
-        per_video, rest = divmod(len(input_ids), len(prefix.embeds))
-        if rest:
+        if len(input_ids) % len(prefix.embeds):
             raise ValueError(
                 f"{len(input_ids)} texts cannot be of {len(prefix.embeds)} videos, the same number of each"
             )
         self._check_vocabulary("input_ids", input_ids)
         self._check_room(prefix, mask)
         with self._in_view(prefix):
-            read = self.lm(
-                inputs_embeds=prefix.embeds,
-                attention_mask=prefix.mask,
-                position_ids=positions(prefix.mask),
-                use_cache=True,
-                logits_to_keep=1,
-                **self._told(prefix.mask),
-            )
-            cache = read.past_key_values
-            cache.batch_repeat_interleave(per_video)
-            prefix_mask = prefix.mask.repeat_interleave(per_video, dim=0)
-            exists = torch.cat([prefix_mask, mask], dim=1)
-            out = self.lm(
-                input_ids=input_ids,
-                attention_mask=exists,
-                position_ids=positions(exists)[:, prefix_mask.shape[1] :],
-                past_key_values=cache,
-                use_cache=True,
-                **self._told(prefix_mask),
-            )
-        logits: Tensor = out.logits
-        return logits
+            read = self._read(prefix.embeds, prefix.mask, prefix.mask)
+            return self._continue(read.past_key_values, prefix.mask, prefix.mask, input_ids, mask)
 
     def loss(
         self,
@@ -230,14 +209,7 @@ class PrefixLM(nn.Module):
         self._check_vocabulary("target_ids", target_ids)
         embeds, exists = self._join(prefix, prompt_ids, prompt_mask, num_more=target_ids.shape[2])
         with self._in_view(prefix):
-            read = self.lm(
-                inputs_embeds=embeds,
-                attention_mask=exists,
-                position_ids=positions(exists),
-                use_cache=True,
-                logits_to_keep=1,
-                **self._told(prefix.mask),
-            )
+            read = self._read(embeds, exists, prefix.mask)
         at_once = self._candidates_at_once(read.past_key_values, target_ids)
         parts = zip(*(torch.split(rows, at_once, dim=1) for rows in (target_ids, target_mask)), strict=True)
         scores = [self._continued(read, exists, prefix.mask, ids, mask) for ids, mask in parts]
@@ -253,24 +225,53 @@ class PrefixLM(nn.Module):
     ) -> Float[Tensor, "batch candidates"]:
         """log p of targets behind what was `read`, whose cache is afterwards what it was."""
         num_candidates = target_ids.shape[1]
-        cache = read.past_key_values
-        cache.batch_repeat_interleave(num_candidates)
         ids, mask = target_ids.flatten(0, 1), target_mask.flatten(0, 1)
-        known = torch.cat([exists.repeat_interleave(num_candidates, dim=0), mask], dim=1)
-        rest = self.lm(
-            input_ids=ids,
+        cache = read.past_key_values
+        rest = self._continue(cache, exists, prefix_mask, ids, mask)
+        cache.crop(-ids.shape[1])
+        cache.batch_select_indices(torch.arange(0, len(ids), num_candidates, device=ids.device))
+        first = read.logits[:, -1:].repeat_interleave(num_candidates, dim=0)
+        logits = torch.cat([first, rest[:, :-1]], dim=1).float()
+        chosen = logits.log_softmax(dim=-1).gather(2, ids.unsqueeze(-1)).squeeze(-1)
+        return chosen.masked_fill(~mask, 0).sum(dim=1).view(target_ids.shape[:2])
+
+    def _read(
+        self,
+        embeds: Float[Tensor, "batch all width"],
+        exists: Bool[Tensor, "batch all"],
+        prefix_mask: Bool[Tensor, "batch prefix"],
+    ) -> Any:
+        """The language model's output, with its cache and the logits of the last place alone."""
+        return self.lm(
+            inputs_embeds=embeds,
+            attention_mask=exists,
+            position_ids=positions(exists),
+            use_cache=True,
+            logits_to_keep=1,
+            **self._told(prefix_mask),
+        )
+
+    def _continue(
+        self,
+        cache: Any,
+        exists: Bool[Tensor, "batch all"],
+        prefix_mask: Bool[Tensor, "batch prefix"],
+        input_ids: Int[Tensor, "texts words"],
+        mask: Bool[Tensor, "texts words"],
+    ) -> Float[Tensor, "texts words vocab"]:
+        """Logits of texts behind what was read, as many for every row, which `cache` holds afterwards."""
+        times = len(input_ids) // len(exists)
+        cache.batch_repeat_interleave(times)
+        known = torch.cat([exists.repeat_interleave(times, dim=0), mask], dim=1)
+        logits: Tensor = self.lm(
+            input_ids=input_ids,
             attention_mask=known,
             position_ids=positions(known)[:, exists.shape[1] :],
             past_key_values=cache,
             use_cache=True,
-            **self._told(prefix_mask.repeat_interleave(num_candidates, dim=0)),
-        )
-        cache.crop(-ids.shape[1])
-        cache.batch_select_indices(torch.arange(0, len(ids), num_candidates, device=ids.device))
-        first = read.logits[:, -1:].repeat_interleave(num_candidates, dim=0)
-        logits = torch.cat([first, rest.logits[:, :-1]], dim=1).float()
-        chosen = logits.log_softmax(dim=-1).gather(2, ids.unsqueeze(-1)).squeeze(-1)
-        return chosen.masked_fill(~mask, 0).sum(dim=1).view(target_ids.shape[:2])
+            **self._told(prefix_mask.repeat_interleave(times, dim=0)),
+        ).logits
+        return logits
 
     def _candidates_at_once(self, cache: Any, target_ids: Int[Tensor, "batch candidates target"]) -> int:
         """Of each video, so that their keys and values, and twice their logits, stay within _BYTES_AT_ONCE."""

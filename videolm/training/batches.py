@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Int
@@ -47,18 +48,39 @@ class Stage:
     value: int
 
 
-def check_stages(name: str, stages: Sequence[Stage]) -> None:
-    """Raises ValueError where stages do not begin at 0, rise, and have values of at least 1."""
+@dataclass(frozen=True)
+class KindStage:
+    """From this share of the run on, lessons of these kinds alone; of every kind where none is named."""
+
+    start: float
+    kinds: list[str]
+
+
+AnyStage = TypeVar("AnyStage", Stage, KindStage)
+
+
+def check_starts(name: str, stages: Sequence[Stage] | Sequence[KindStage]) -> None:
+    """Raises ValueError where stages do not begin at 0 and rise."""
     starts = [stage.start for stage in stages]
     if not starts or starts[0] != 0 or starts != sorted(set(starts)):
         raise ValueError(f"{name} must have rising starts from 0.0, has {starts}")
+
+
+def check_stages(name: str, stages: Sequence[Stage]) -> None:
+    """Raises ValueError where stages do not begin at 0, rise, and have values of at least 1."""
+    check_starts(name, stages)
     if min(stage.value for stage in stages) < 1:
         raise ValueError(f"{name} must have values of at least 1")
 
 
+def stage_at(progress: float, stages: Sequence[AnyStage]) -> AnyStage:
+    """The last stage whose start is at most `progress`, the share of the run that is done."""
+    return [stage for stage in stages if stage.start <= progress][-1]
+
+
 def level_at(progress: float, stages: Sequence[Stage]) -> int:
-    """Value of the last stage whose start is at most `progress`, the share of the run that is done."""
-    return [stage.value for stage in stages if stage.start <= progress][-1]
+    """Value of the stage at `progress`."""
+    return stage_at(progress, stages).value
 
 
 def draw_batch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from videolm.encoders.video_clip import VideoCLIP
 from videolm.heads.captioning import IGNORED, PrefixLM
 from videolm.text.prompts import PromptTokenizer
 from videolm.text.tokenizer import Tokenizer
-from videolm.training.batches import Stage, check_stages, level_at
+from videolm.training.batches import KindStage, Stage, check_stages, check_starts, level_at, stage_at
 from videolm.training.frames import draw_pictures
 from videolm.training.loop import Settings, step_seed, train_steps
 from videolm.training.losses import clamp_logit_scale_, info_nce
@@ -47,6 +48,8 @@ class SpeakerSchedule(Settings):
 
     num_frames: list[Stage] = field(default_factory=lambda: [Stage(0.0, 8)])
     difficulty: list[Stage] = field(default_factory=lambda: [Stage(0.0, 1_000)])
+    kinds: list[KindStage] = field(default_factory=lambda: [KindStage(0.0, [])])
+    """Some kinds of lessons can be learned before the rest: what tells one thing from another, before what it does."""
     label_smoothing: float = 0.0
     lessons_per_video: int = 1
     """Texts of each video in a batch of `batch_size` videos: the tower runs once for all of them."""
@@ -65,6 +68,7 @@ class SpeakerSchedule(Settings):
         super().__post_init__()
         check_stages("num_frames", self.num_frames)
         check_stages("difficulty", self.difficulty)
+        check_starts("kinds", self.kinds)
         if not 0 <= self.twin_share <= 1:
             raise ValueError(f"twin_share ({self.twin_share}) must be between 0 and 1")
         if self.questions_per_video < 0:
@@ -104,19 +108,8 @@ def train_speaker(
     needed for no other. `twins` goes from row to row, both ways. The rest is as in `train_steps`, which sees speaker
     and towers, if these learn, as one.
     """
-    device = next(speaker.parameters()).device
-    reads_question = getattr(speaker.connector, "question", None) is not None
-    if text_tokenizer is None and (reads_question or schedule.contrastive_weight):
-        raise ValueError("text_tokenizer is missing, which this connector or the contrastive loss needs")
-    hardest = max((lesson.difficulty for lesson in lessons), default=0)
-    if schedule.difficulty[-1].value < hardest:
-        raise ValueError(
-            f"difficulty ends at {schedule.difficulty[-1].value}, so that lessons of {hardest} are never seen"
-        )
-    drawings = {
-        stage.value: Drawing([x for x in lessons if x.difficulty <= stage.value], twins)
-        for stage in schedule.difficulty
-    }
+    teacher = _Teacher(speaker, towers, frames, schedule, prompt_tokenizer, text_tokenizer, preprocess)
+    drawing = _drawings(lessons, twins, schedule)
     asked: dict[int, list[Lesson]] = {}
     for question in questions:
         asked.setdefault(question.row, []).append(question)
@@ -126,55 +119,27 @@ def train_speaker(
     if schedule.trains_towers:
         model["towers"] = towers
     towers.eval()
-
-    def read(texts: Sequence[str]) -> TextTokens:
-        assert text_tokenizer is not None
-        ids, mask = text_tokenizer(texts)
-        return towers.encode_text(ids.to(device), mask.to(device))
-
-    def look(rows: Tensor, num_frames: int, generator: torch.Generator) -> VideoTokens:
-        pictures, picked = draw_pictures(
-            frames, rows, num_frames=num_frames, shift=schedule.shift, generator=generator
-        )
-        pixels = preprocess(pictures.flatten(0, 1).to(device))
-        with torch.set_grad_enabled(schedule.trains_towers):
-            return towers.encode_video(
-                pixels.view(*pictures.shape[:2], *pixels.shape[1:]),
-                pts_seconds=picked.to(device, torch.float32),
-            )
-
-    def loss_of_texts(video: VideoTokens, texts: Sequence[Lesson]) -> Float[Tensor, ""]:
-        """Of as many texts of every video, those of one after another."""
-        per_video = len(texts) // len(video.tokens)
-        if reads_question:
-            with torch.set_grad_enabled(schedule.trains_towers):
-                question = read([lesson.question for lesson in texts])
-            prefix = speaker.prefix(repeat_videos(video, per_video), question)
-        else:
-            prefix = speaker.prefix(video)
-        pairs = [(lesson.prompt, lesson.target) for lesson in texts]
-        ids, mask, targets = (rows.to(device) for rows in teacher_forcing(prompt_tokenizer, pairs))
-        return speaker.loss(prefix, ids, mask, targets, label_smoothing=schedule.label_smoothing)
+    device = teacher.device
 
     def loss_at(step: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
         generator = torch.Generator().manual_seed(step_seed(schedule.seed, step))
         progress = step / schedule.num_steps
         num_frames = level_at(progress, schedule.num_frames)
-        drawn = drawings[level_at(progress, schedule.difficulty)](
+        drawn = drawing(progress)(
             schedule.batch_size, schedule.lessons_per_video, generator, twin_share=schedule.twin_share
         )
         rows = torch.tensor([group[0].row for group in drawn])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=schedule.precision == "bfloat16"):
-            video = look(rows, num_frames, generator)
-            parts = {"text_loss": loss_of_texts(video, [lesson for group in drawn for lesson in group])}
+            video = teacher.look(rows, num_frames, generator)
+            parts = {"text_loss": teacher.loss(video, [lesson for group in drawn for lesson in group])}
             if num_questions := schedule.questions_per_video:
                 drawn_questions = [
                     _pick(asked[row], generator) for row in rows.tolist() for _ in range(num_questions)
                 ]
-                parts["answer_loss"] = loss_of_texts(video, drawn_questions)
+                parts["answer_loss"] = teacher.loss(video, drawn_questions)
             loss = sum(parts.values(), torch.zeros((), device=device))
             if schedule.contrastive_weight:
-                text = read([group[0].target for group in drawn]).embedding
+                text = teacher.read([group[0].target for group in drawn]).embedding
                 parts["contrastive_loss"] = info_nce(
                     text, video.embedding, logit_scale=towers.scale, video_ids=rows.to(device)
                 )
@@ -192,6 +157,88 @@ def train_speaker(
         tensorboard=tensorboard,
         should_stop=should_stop,
     )
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """Shows a speaker videos and takes the loss of what it should say of them."""
+
+    speaker: PrefixLM
+    towers: VideoCLIP
+    frames: UInt8[Tensor, "videos cached height width 3"]
+    schedule: SpeakerSchedule
+    prompt_tokenizer: PromptTokenizer
+    text_tokenizer: Tokenizer | None
+    preprocess: Callable[[UInt8[Tensor, "n height width 3"]], Float[Tensor, "n 3 height width"]]
+
+    def __post_init__(self) -> None:
+        if self.text_tokenizer is None and (self.reads_question or self.schedule.contrastive_weight):
+            raise ValueError("text_tokenizer is missing, which this connector or the contrastive loss needs")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.speaker.parameters()).device
+
+    @property
+    def reads_question(self) -> bool:
+        return getattr(self.speaker.connector, "question", None) is not None
+
+    def look(self, rows: Int[Tensor, " batch"], num_frames: int, generator: torch.Generator) -> VideoTokens:
+        pictures, picked = draw_pictures(
+            self.frames, rows, num_frames=num_frames, shift=self.schedule.shift, generator=generator
+        )
+        pixels = self.preprocess(pictures.flatten(0, 1).to(self.device))
+        with torch.set_grad_enabled(self.schedule.trains_towers):
+            return self.towers.encode_video(
+                pixels.view(*pictures.shape[:2], *pixels.shape[1:]),
+                pts_seconds=picked.to(self.device, torch.float32),
+            )
+
+    def read(self, texts: Sequence[str]) -> TextTokens:
+        assert self.text_tokenizer is not None
+        ids, mask = self.text_tokenizer(texts)
+        return self.towers.encode_text(ids.to(self.device), mask.to(self.device))
+
+    def loss(self, video: VideoTokens, texts: Sequence[Lesson]) -> Float[Tensor, ""]:
+        """Of as many texts of every video, those of one after another."""
+        per_video = len(texts) // len(video.tokens)
+        if self.reads_question:
+            with torch.set_grad_enabled(self.schedule.trains_towers):
+                question = self.read([lesson.question for lesson in texts])
+            prefix = self.speaker.prefix(repeat_videos(video, per_video), question)
+        else:
+            prefix = self.speaker.prefix(video)
+        pairs = [(lesson.prompt, lesson.target) for lesson in texts]
+        ids, mask, targets = (rows.to(self.device) for rows in teacher_forcing(self.prompt_tokenizer, pairs))
+        return self.speaker.loss(prefix, ids, mask, targets, label_smoothing=self.schedule.label_smoothing)
+
+
+def _drawings(
+    lessons: Sequence[Lesson], twins: Mapping[int, int], schedule: SpeakerSchedule
+) -> Callable[[float], Drawing]:
+    """By the share of the run that is done, what may be drawn; ValueError for lessons that never may."""
+    hardest = max((lesson.difficulty for lesson in lessons), default=0)
+    if schedule.difficulty[-1].value < hardest:
+        raise ValueError(
+            f"difficulty ends at {schedule.difficulty[-1].value}, so that lessons of {hardest} are never seen"
+        )
+    if unknown := {kind for stage in schedule.kinds for kind in stage.kinds} - {x.kind for x in lessons}:
+        raise ValueError(f"kinds {sorted(unknown)} have no lesson")
+    if last := schedule.kinds[-1].kinds:
+        raise ValueError(f"kinds ends at {last}, so that lessons of others are never seen")
+
+    @cache
+    def of(level: int, kinds: tuple[str, ...]) -> Drawing:
+        allowed = [x for x in lessons if x.difficulty <= level and (not kinds or x.kind in kinds)]
+        return Drawing(allowed, twins)
+
+    def at(progress: float) -> Drawing:
+        return of(level_at(progress, schedule.difficulty), tuple(stage_at(progress, schedule.kinds).kinds))
+
+    # all of them at once: one without a lesson is an error before the first step
+    for start in {stage.start for stages in (schedule.difficulty, schedule.kinds) for stage in stages}:
+        at(start)
+    return at
 
 
 class Drawing:

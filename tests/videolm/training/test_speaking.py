@@ -14,7 +14,8 @@ from videolm.heads.captioning import IGNORED
 from videolm.heads.presets import ConnectorShape, SpeakerShape, build_speaker
 from videolm.text.prompts import PromptTokenizer
 from videolm.text.tokenizer import build_word_tokenizer
-from videolm.training.batches import Stage
+from videolm.training import speaking
+from videolm.training.batches import KindStage, Stage
 from videolm.training.checkpoint import load_checkpoint
 from videolm.training.speaking import Drawing, Lesson, SpeakerSchedule, teacher_forcing, train_speaker
 from videolm.video.transforms import Preprocess
@@ -185,6 +186,26 @@ def test_hard_lessons_wait_and_are_never_left_out(tmp_path):
     run(tmp_path, schedule=waiting, lessons=[LESSONS[0], *hard[1:]])
 
 
+def test_some_kinds_come_before_the_rest(tmp_path, monkeypatch):
+    asked = []
+
+    def listen(tokenizer, texts):
+        asked.append({target for _, target in texts})
+        return teacher_forcing(tokenizer, texts)
+
+    monkeypatch.setattr(speaking, "teacher_forcing", listen)
+    stages = [KindStage(0.0, ["colour"]), KindStage(0.5, [])]
+    run(tmp_path, schedule=replace(SCHEDULE, num_steps=8, kinds=stages), lessons=[*LESSONS, *ANSWERS])
+    assert all(targets <= {*COLOURS} for targets in asked[:4])
+    assert set().union(*asked[4:]) - {*COLOURS}
+    for kinds, message in [
+        ([KindStage(0.0, ["shape"]), KindStage(0.5, [])], r"kinds \['shape'\] have no lesson"),
+        ([KindStage(0.0, ["colour"])], r"kinds ends at \['colour'\], so that lessons of others are never"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, schedule=replace(SCHEDULE, kinds=kinds), lessons=ANSWERS)
+
+
 def test_only_targets_and_their_end_are_learned():
     words = tokenizer()
     ids, mask, targets = teacher_forcing(prompts(words), [("a circle", "moves"), ("", "red circle")])
@@ -212,8 +233,9 @@ def test_only_targets_and_their_end_are_learned():
             r"contrastive_weight \(1.0\) must be finite and at least 0, and 0 unless",
         ),
         ({"num_frames": [Stage(0.5, 8)]}, "num_frames must have rising starts"),
+        ({"kinds": [KindStage(0.5, [])]}, "kinds must have rising starts"),
     ],
-    ids=["questions", "lessons", "smoothing", "lr", "contrast", "stages"],
+    ids=["questions", "lessons", "smoothing", "lr", "contrast", "stages", "kinds"],
 )
 def test_a_schedule_out_of_range_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
