@@ -11,7 +11,7 @@ from pathlib import Path
 import tokenizers
 import torch
 from jaxtyping import Bool, Int
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 # Ids 0 to 4 of every vocabulary built here, in this order.
@@ -272,5 +272,7 @@ def build_word_tokenizer(words: Sequence[str], *, context_length: int) -> Tokeni
     backend.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=[(START, vocab[START]), (END, vocab[END])]
     )
+    # written back, a comma stands at the word before it
+    backend.decoder = decoders.WordPiece(cleanup=True)
     backend.add_special_tokens(list(_SPECIAL_TOKENS))
     return Tokenizer(backend, context_length=context_length, eos_token_id=vocab[END], pad_token_id=vocab[PAD])
