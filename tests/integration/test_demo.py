@@ -8,13 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import videolm
-from tests.tiny import tiny_speaker
 from videolm.datasets.synthetic import read_twins
 from videolm.demo import describe, run_demo
 
-# The model that ships learned an earlier wording of the world, without "staying".
-pytestmark = pytest.mark.filterwarnings("ignore:mini does not know")
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
@@ -48,15 +44,12 @@ def test_the_demo_leaves_a_picture_with_a_row_for_each_query(place, found):
         assert picture.height > 100 * len(found)
 
 
-def test_the_demo_lets_a_model_speak_that_can(place, found, monkeypatch):
-    model = videolm.load()
-    for name in ("captioning", "videoqa"):
-        model.add_head(name, tiny_speaker(model=model, num_places=160))
-    monkeypatch.setattr(videolm.demo, "load", lambda: model)
-    said = describe(place / "demo", found, num_videos=4)
-    assert len({one.path for one in said}) == 4
+def test_the_demo_describes_and_answers(place, found):
+    said = describe(place / "demo", found, num_videos=6)
+    assert len({one.path for one in said}) == 6
     assert len({one.question for one in said}) > 1
-    assert all(one.caption and one.truth and one.right_answer for one in said)
+    assert all(one.caption and one.truth for one in said)
+    assert sum(one.is_right for one in said) >= 4
     with Image.open(place / "demo" / "said.png") as picture:
         assert picture.height > 100 * len(said)
 

@@ -22,16 +22,14 @@ import videolm
 from tests.data import data_path
 from tests.tiny import TINY, WORDS, tiny_model, write_clip, write_folder, write_random_clip
 from tests.videolm.video.traps import Trap
-from videolm.encoders.presets import CLIPShape
 from videolm.pipeline import VideoLM, load, open_index
 from videolm.pipeline.decoding import read_videos
-from videolm.recipes import read_recipe
+from videolm.recipes import SpeakerRecipe, read_recipe
 from videolm.search.extraction import NothingReadError
 from videolm.types import Clip
 from videolm.video import isolation
 from videolm.video.processes import WorkerContext
 from videolm.video.readers import VideoError, open_video
-from videolm.video.transforms import Preprocess
 from videolm.video.worker import ClipRequest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -796,18 +794,22 @@ def test_a_card_that_contradicts_itself_is_refused_at_load(
         load(saved)
 
 
-def test_the_model_that_ships_is_small_hears_time_and_follows_its_config() -> None:
+def test_the_model_that_ships_is_small_hears_time_and_follows_its_configs() -> None:
     mini = load()
-    recipe = read_recipe(ROOT / "configs" / "retrieval" / "synthetic_mini.yaml")
-    assert (mini.shape, mini.sampler, mini.preprocess) == (recipe.model, recipe.sampler, recipe.preprocessing)
-    # What could not be chosen yet when it was trained has the default of today; its name is no more this config's.
-    told = {"naming": []} | mini.info.recipe
-    told |= {
-        "model": asdict(CLIPShape(**mini.info.recipe["model"])),
-        "preprocessing": asdict(Preprocess(**mini.info.recipe["preprocessing"])),
-    }
-    told |= {"name": recipe.name}
-    assert told == json.loads(json.dumps(asdict(recipe)))
+    captions = read_recipe(ROOT / "configs" / "captioning" / "synthetic_mini.yaml")
+    assert isinstance(captions, SpeakerRecipe)
+    towers = captions.towers
+    assert towers is not None
+    assert (mini.shape, mini.sampler, mini.preprocess) == (towers.model, towers.sampler, towers.preprocessing)
+    told = dict(mini.info.recipe)
+    assert told.pop("start") == {}
+    assert mini.heads["captioning"].recipe == told
+    # what could not be chosen yet when the towers were trained has the default of today
+    told["training"] = {"kinds": [{"start": 0.0, "kinds": []}]} | told["training"]
+    assert told == json.loads(json.dumps(asdict(captions)))
+    path = ROOT / "configs" / "videoqa" / "synthetic_mini.yaml"
+    answers = read_recipe(path, ["model=runs/mini/model"])
+    assert mini.heads["videoqa"].recipe == json.loads(json.dumps(asdict(answers)))
     assert all(block.pre is not None for block in mini.model.vision.blocks)
     files = (ROOT / "videolm" / "assets" / "mini").iterdir()
-    assert sum(path.stat().st_size for path in files) <= 16 * 1024**2
+    assert sum(path.stat().st_size for path in files) <= 24 * 1024**2
