@@ -54,8 +54,10 @@ bench: $(READY) ## file to embedding beside the usual way: make bench SOURCES=FO
 bench-kernels: $(READY) ## every op beside its alternatives, on the GPU where there is one
 	$(BIN)/python tools/bench/kernels.py run
 
-bench-towers: $(READY) ## whole towers, with and without token merging
-	$(BIN)/python tools/bench/towers.py
+# Memory that glibc gives back and asks for again costs a tower up to a tenth, and not in every run.
+bench-towers: $(READY) ## whole towers, with and without token merging, as they are and compiled
+	MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=1073741824 $(BIN)/python tools/bench/towers.py \
+		$(foreach r,4 8 16,--variant tome:r=$(r)) --variant compile $(foreach r,4 8 16,--variant compile,tome:r=$(r))
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -143,11 +143,14 @@ def test_the_first_keys_may_all_be_hidden(backend: Backend, device: torch.device
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("is_permuted", [False, True], ids=["packed", "permuted"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_mean_key_is_the_mean_of_the_keys_over_the_heads(
-    shape: Shape, backend: Backend, device: torch.device
+    shape: Shape, is_permuted: bool, backend: Backend, device: torch.device
 ) -> None:
     qkv = random_input(shape)[0].to(device, torch.bfloat16)
+    if is_permuted:
+        qkv = qkv.transpose(1, 3).contiguous().transpose(1, 3)
     _, mean_key = frame_attention(qkv, with_mean_key=True, backend=backend)
     assert mean_key is not None
     assert mean_key.dtype == torch.bfloat16

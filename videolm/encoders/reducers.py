@@ -165,8 +165,8 @@ def hooks_of(
 def join_frames(grid: Grid, num_joined: int) -> Grid:
     """Every `num_joined` neighbouring frames as one: class tokens first, then patches, each in the order of frames."""
     batch, frames, num_tokens, _ = grid.tokens.shape
-    missing = -frames % num_joined
-    groups = (frames + missing) // num_joined
+    groups = -(-frames // num_joined)
+    missing = groups * num_joined - frames
     tokens, sizes, lengths = grid.tokens, grid.sizes, grid.lengths
     if sizes is None and (missing or lengths is not None):
         sizes = torch.ones(batch, frames, num_tokens, device=tokens.device)

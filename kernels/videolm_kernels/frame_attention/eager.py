@@ -19,10 +19,19 @@ def frame_attention_eager(qkv: Tensor, log2_sizes: Tensor | None) -> Tensor:
     return attend(query, key, value, bias=bias, is_causal=False).transpose(1, 2)
 
 
+# Pooling's time over that of `mean` on two cores (torch 2.13), for 12 frames of 197, 50 and 17 tokens: 0.5 in bfloat16,
+# 0.4 to 0.8 in float32; also below the same sums as slices, or as a product with stacked identities.
 def mean_key_eager(qkv: Tensor) -> Tensor:
     """Mean of the keys over the heads, summed in float32, without gradient."""
-    # On a CPU no form is faster by more than the noise: not a sum of slices, nor a product with stacked identities.
-    return qkv.detach()[:, :, 1].mean(dim=2)
+    num_frames, num_tokens, _, num_heads, head_dim = qkv.shape
+    qkv = qkv.detach()
+    is_eager_on_cpu = qkv.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not (is_eager_on_cpu and qkv.is_contiguous() and qkv.numel()):
+        return qkv[:, :, 1].mean(dim=2)
+    # One tall picture, a pixel for each head of each query, key and value, pooled where the keys are.
+    pixels = qkv.view(1, num_frames * num_tokens * 3 * num_heads, 1, head_dim)[:, num_heads:]
+    mean = F.avg_pool2d(pixels.permute(0, 3, 1, 2), (num_heads, 1), stride=(3 * num_heads, 1))
+    return mean.permute(0, 2, 3, 1).reshape(num_frames, num_tokens, head_dim)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, bias: Tensor | None, is_causal: bool) -> Tensor:
