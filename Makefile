@@ -51,13 +51,15 @@ bench: $(READY) ## file to embedding beside the usual way: make bench SOURCES=FO
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python tools/bench/pipeline.py compare $(SOURCES) --csv tools/bench/results/pipeline.csv
 
-bench-kernels: $(READY) ## every op beside its alternatives, on the GPU where there is one
-	$(BIN)/python tools/bench/kernels.py run
+# Small pages, and memory that is given back and asked for again, cost a tower up to a tenth, and not in every run.
+QUIET_MEMORY := THP_MEM_ALLOC_ENABLE=1 MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=1073741824
 
-# Memory that glibc gives back and asks for again costs a tower up to a tenth, and not in every run.
+bench-kernels: $(READY) ## every op beside its alternatives, on the GPU where there is one
+	$(QUIET_MEMORY) $(BIN)/python tools/bench/kernels.py run
+
 bench-towers: $(READY) ## whole towers, with and without token merging, as they are and compiled
-	MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=1073741824 $(BIN)/python tools/bench/towers.py \
-		$(foreach r,4 8 16,--variant tome:r=$(r)) --variant compile $(foreach r,4 8 16,--variant compile,tome:r=$(r))
+	$(QUIET_MEMORY) $(BIN)/python tools/bench/towers.py --variant compile $(foreach r,4 8 16, \
+		--variant tome:r=$(r) --variant compile,tome:r=$(r))
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

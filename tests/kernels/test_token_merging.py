@@ -225,6 +225,24 @@ def test_merge_equals_a_loop_over_groups(options: str, backend: Backend) -> None
     assert torch.equal(new_sizes, true_sizes)
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_merge_as_the_compiler_sees_it_equals_a_loop_over_groups(
+    options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = random(3, 11, 5)
+    tokens[1, 0] = torch.nan  # a token of one group, which no other is to see
+    beside = random_beside(tokens, options)
+    # Two of the four join one token.
+    match = match_tokens(torch.eye(3)[[0, 1, 0, 1, 1, 1, 1, 0, 2, 2, 0]].expand(3, -1, -1), 4)
+    assert len(match.dst_idx[0].unique()) < 4
+    true_merged, true_sizes = merged_by_loop(tokens, match=match, **beside)
+    assert 0 < true_merged.isnan().sum() < tokens.shape[2] * 2
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    merged, new_sizes = merge_tokens(tokens, beside.pop("sizes"), match, backend="eager", **beside)
+    torch.testing.assert_close(merged, true_merged, rtol=1e-12, atol=1e-12, equal_nan=True)
+    assert torch.equal(new_sizes, true_sizes)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_gradient_is_right(options: str, backend: Backend) -> None:

@@ -73,14 +73,24 @@ def _padding(num_keys: int) -> int:
     return -num_keys % 32 if num_keys % 32 > 8 else 0
 
 
+def _padded(part: Tensor, padding: int) -> Tensor:
+    """(sequences, H, tokens, Dh) as (sequences * H, tokens + padding, Dh), zeros behind.
+
+    `F.pad` fills the whole with zeros first, and copies a part that it adds nothing to.
+    """
+    if padding:
+        sequences, heads, _, head_dim = part.shape
+        part = torch.cat([part, part.new_zeros(sequences, heads, padding, head_dim)], dim=2)
+    return part.flatten(0, 1)
+
+
 def _attend_by_products(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, is_causal: bool
 ) -> Tensor:
     sequences, heads, num_queries, head_dim = query.shape
     num_keys = key.shape[2]
     padding = _padding(num_keys)
-    query = query.flatten(0, 1)
-    key, value = (F.pad(part, (0, 0, 0, padding)).flatten(0, 1) for part in (key, value))
+    query, key, value = query.flatten(0, 1), _padded(key, padding), _padded(value, padding)
     # Scale and bias ride along with the product. As passes of their own they cost a tenth to a quarter more.
     if bias is not None:
         added = F.pad(bias, (0, padding), value=-torch.inf).expand(-1, heads, -1, -1).flatten(0, 1)

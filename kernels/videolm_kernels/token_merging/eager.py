@@ -8,6 +8,9 @@ from torch import Tensor
 
 from videolm_kernels.token_merging.match import Match, sets
 
+# Compiled, the sum over all sources of which some count (r² D) beats r D atomic additions as far as about this r.
+_MOST_SUMMED = 64
+
 
 @torch.no_grad()
 def match_tokens_eager(metric: Tensor, num_merged: int, num_protected: int) -> Match:
@@ -77,7 +80,7 @@ def _merge(
     and written over it.
     """
     batch, num_tokens, width = tokens.shape
-    num_merged, num_kept = src_idx.shape[1], keep_idx.shape[1]
+    num_kept = keep_idx.shape[1]
     exact = torch.promote_types(tokens.dtype, torch.float32)
     # Rows of all sequences, one after the other.
     sequence = torch.arange(batch, device=tokens.device)[:, None]
@@ -105,12 +108,24 @@ def _merge(
     if residual is not None:
         rows += residual.index_select(0, joined)
     rows *= shares
+    groups = _group_sums(rows[: len(dst)], rows[len(dst) :], dst_idx)
+    merged.index_copy_(0, dst_rows, groups.to(tokens.dtype))
+    return merged.view(batch, num_kept, width), new_sizes.view(batch, num_kept), (joined, shares)
+
+
+def _group_sums(destinations: Tensor, sources: Tensor, dst_idx: Tensor) -> Tensor:
+    """The sum of the group that each source is in, (B * merged, D) as are the weighted rows; may write into them."""
+    batch, num_merged = dst_idx.shape
+    if torch.compiler.is_compiling() and num_merged <= _MOST_SUMMED:
+        # index_add_ would be compiled to an atomic addition for each number.
+        is_one_group = (dst_idx[:, :, None] == dst_idx[:, None, :]).unsqueeze(-1)
+        sources = sources.view(batch, 1, num_merged, -1)
+        return destinations + torch.where(is_one_group, sources, 0).sum(dim=2).flatten(0, 1)
     # `dst_idx` ascends: a group is gathered in the slot of the first of its sources.
     dst_idx = dst_idx.contiguous()
-    slot = (torch.searchsorted(dst_idx, dst_idx) + sequence * num_merged).flatten()
-    groups = rows[: len(dst)].index_add_(0, slot, rows[len(dst) :])
-    merged.index_copy_(0, dst_rows, groups.to(tokens.dtype).index_select(0, slot))
-    return merged.view(batch, num_kept, width), new_sizes.view(batch, num_kept), (joined, shares)
+    first = torch.arange(batch, device=dst_idx.device)[:, None] * num_merged
+    slot = (torch.searchsorted(dst_idx, dst_idx) + first).flatten()
+    return destinations.index_add_(0, slot, sources).index_select(0, slot)
 
 
 class _Merge(torch.autograd.Function):
