@@ -58,8 +58,10 @@ bench-kernels: $(READY) ## every op beside its alternatives, on the GPU where th
 	$(QUIET_MEMORY) $(BIN)/python tools/bench/kernels.py run
 
 bench-towers: $(READY) ## whole towers, with and without token merging, as they are and compiled
-	$(QUIET_MEMORY) $(BIN)/python tools/bench/towers.py --variant compile $(foreach r,4 8 16, \
-		--variant tome:r=$(r) --variant compile,tome:r=$(r))
+	for dtype in float32 bfloat16; do \
+		$(QUIET_MEMORY) $(BIN)/python tools/bench/towers.py --dtype $$dtype --variant compile $(foreach r,4 8 16, \
+			--variant tome:r=$(r) --variant compile,tome:r=$(r)) || exit; \
+	done
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from videolm_kernels.token_merging.match import Match, sets
 
-# Compiled, the sum over all sources of which some count (r² D) beats r D atomic additions as far as about this r.
-_MOST_SUMMED = 64
+# Compiled, a sum over all sources of which some count (r² D) beats r D atomic additions as far as about this r. Its
+# time over theirs for a merge of 12 frames in bfloat16 on two cores: 0.4 for r = 16, 0.7 for 64, 0.9 for 98 of 197
+# tokens and for 128 of 600, 1.9 for 256.
+_MOST_SUMMED = 128
 
 
 @torch.no_grad()
